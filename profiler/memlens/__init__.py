@@ -1,0 +1,60 @@
+"""memlens: where does every byte of a training job go.
+
+    with memlens.profile() as session:
+        train()
+    print(session.capture.ranks[0].peak())
+
+Importing memlens imports neither torch nor anything else that is heavy; the names below are looked
+up when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capture",
+    "Category",
+    "Certainty",
+    "MemlensError",
+    "Phase",
+    "RankCapture",
+    "Session",
+    "__version__",
+    "load",
+    "profile",
+]
+
+_HOMES = {
+    "Capture": "memlens.capture",
+    "Category": "memlens.events",
+    "Certainty": "memlens.events",
+    "MemlensError": "memlens.errors",
+    "Phase": "memlens.events",
+    "RankCapture": "memlens.capture",
+    "Session": "memlens.session",
+    "load": "memlens.capture",
+    "profile": "memlens.profile_function",
+}
+
+if TYPE_CHECKING:
+    from memlens.capture import Capture, RankCapture, load
+    from memlens.errors import MemlensError
+    from memlens.events import Category, Certainty, Phase
+    from memlens.profile_function import profile
+    from memlens.session import Session
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'memlens' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

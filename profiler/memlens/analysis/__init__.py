@@ -1,0 +1,1 @@
+"""Analyses: pure functions behind the questions that a capture answers."""

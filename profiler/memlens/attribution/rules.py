@@ -1,0 +1,162 @@
+"""Gives each block its category: first what an object declared, then what its lifetime tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memlens.attribution.lifetimes import FOREVER, Lifetimes
+from memlens.attribution.segments import Scope, Segments
+from memlens.events import Category, Certainty
+from memlens.format import codes
+
+__all__ = ["Attribution", "attribute"]
+
+Array = npt.NDArray[Any]
+
+_CATEGORY = codes(Category)
+_CERTAINTY = codes(Certainty)
+
+_PRIORITY = (
+    Category.WEIGHT,
+    Category.MASTER_WEIGHT,
+    Category.OPTIMIZER_STATE,
+    Category.GRADIENT,
+    Category.COMMUNICATION,
+    Category.INPUT,
+)
+"""Where several tags claim one block, the first of these holds: a weight stays a weight although it
+is also handed to a module, and state stays state although it began as a gradient."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One entry per lifetime."""
+
+    category: Array
+    """Position in Category."""
+    certainty: Array
+    """Position in Certainty."""
+    name: Array
+    """Number of the tensor's name, or -1."""
+    module: Array
+    """Number of the module that owns it or was at work when it was allocated, or -1."""
+    segment: Array
+    """Segment in which it was allocated."""
+    uncovered_bytes: int
+    """Bytes of tensors that observers saw in memory that no event tells of."""
+
+
+def attribute(blocks: Lifetimes, segments: Segments, tags: dict[str, Array]) -> Attribution:
+    """Join lifetimes, segments and tags."""
+    where = segments.at(blocks.alloc_ns)
+    category = _infer(blocks, segments, where)
+    certainty = np.full(len(category), _CERTAINTY["inferred"], np.int8)
+    name = np.full(len(category), -1, np.int64)
+    module = segments.module[where].astype(np.int64)
+    # The census does not know who allocated what it found.
+    module[blocks.preexisting] = -1
+
+    hit = _locate(blocks, tags)
+    uncovered = _uncovered(tags, hit < 0)
+    tag = np.flatnonzero(hit >= 0)
+    block = hit[tag]
+    # One model's output may be the next one's argument: it stays what the forward made of it.
+    made_by_model = np.isin(
+        segments.scope[where[block]],
+        [Scope.MODULE, Scope.RECOMPUTE, Scope.BACKWARD, Scope.OPTIMIZER],
+    ) & ~blocks.preexisting[block]
+    keep = ~((tags["category"][tag] == _CATEGORY["input"]) & made_by_model)
+    tag, block = tag[keep], block[keep]
+
+    rank = np.full(len(_CATEGORY), len(_PRIORITY), np.int64)
+    for position, member in enumerate(_PRIORITY):
+        rank[_CATEGORY[member.value]] = position
+    order = np.lexsort((tags["time_ns"][tag], rank[tags["category"][tag]], block))
+    tag, block = tag[order], block[order]
+    best = np.append(True, block[1:] != block[:-1]) if len(block) else np.empty(0, bool)
+    tag, block = tag[best], block[best]
+    category[block] = tags["category"][tag]
+    certainty[block] = tags["certainty"][tag]
+    name[block] = tags["name"][tag]
+    owned = tags["module"][tag] >= 0
+    module[block[owned]] = tags["module"][tag[owned]]
+    return Attribution(category, certainty, name, module, where, uncovered)
+
+
+def _infer(blocks: Lifetimes, segments: Segments, where: Array) -> Array:
+    """Conclude a category from the scope of the allocation and the time of the free.
+
+    * A forward: freed before the module that made it returns, it was temporary; else it is an
+      activation, kept for another module or for backward. The same for a recomputed forward.
+    * Between a model's forward and backward (the loss): alive when backward begins, an activation.
+    * Backward: freed before the engine returns, temporary; else a gradient. Gradients that a job
+      takes from `autograd.grad` are never seen in a `.grad`, and found here.
+    * `optimizer.step()`: freed before it returns, temporary; else state. State that hides from the
+      observers (in an object of a class they do not know) is found here.
+    * Outside of all: alive when a forward begins, it was prepared for it, an input; else temporary.
+      Wrong for tensors that a script keeps for itself; they are few, and marked as inferred.
+
+    What the census found and no tag explains stays unknown.
+    """
+    scope = segments.scope[where]
+    dies_inside = blocks.free_ns <= segments.scope_end_ns[where]
+    category = np.full(len(where), _CATEGORY["unknown"], np.int8)
+    for kinds, temporary, kept in (
+        ((Scope.MODULE, Scope.RECOMPUTE, Scope.LOSS), "temporary", "activation"),
+        ((Scope.BACKWARD,), "temporary", "gradient"),
+        ((Scope.OPTIMIZER,), "optimizer_temporary", "optimizer_state"),
+    ):
+        mine = np.isin(scope, kinds)
+        category[mine] = np.where(dies_inside[mine], _CATEGORY[temporary], _CATEGORY[kept])
+    library = scope == Scope.LIBRARY
+    category[library] = np.where(
+        dies_inside[library], _CATEGORY["temporary"], segments.survivor[where][library]
+    )
+    outside = scope == Scope.NONE
+    next_forward = segments.next_forward_ns[where]
+    category[outside & (blocks.free_ns > next_forward)] = _CATEGORY["input"]
+    category[outside & (blocks.free_ns <= next_forward) & (blocks.free_ns < FOREVER)] = _CATEGORY[
+        "temporary"
+    ]
+    category[blocks.preexisting] = _CATEGORY["unknown"]
+    return category
+
+
+def _locate(blocks: Lifetimes, tags: dict[str, Array]) -> Array:
+    """Lifetime that each tag speaks of, or -1: at its address, and alive at its time."""
+    count = len(tags["time_ns"])
+    hit = np.full(count, -1, np.int64)
+    if not count or not len(blocks.first):
+        return hit
+    known = np.unique(blocks.address)
+    slot = np.minimum(np.searchsorted(known, tags["address"]), len(known) - 1)
+    at_known = known[slot] == tags["address"]
+    # Events before the tag, so that (address, event) orders lifetimes and tags alike.
+    before = np.searchsorted(blocks.time_ns, tags["time_ns"], side="right")
+    scale = len(blocks.time_ns) + 1
+    key = np.searchsorted(known, blocks.address) * scale + blocks.first
+    order = np.argsort(key, kind="stable")
+    found = np.searchsorted(key[order], slot * scale + before, side="left") - 1
+    candidate = order[np.maximum(found, 0)]
+    alive = (
+        at_known
+        & (found >= 0)
+        & (blocks.address[candidate] == tags["address"])
+        & (blocks.last[candidate] >= before)
+    )
+    hit[alive] = candidate[alive]
+    return hit
+
+
+def _uncovered(tags: dict[str, Array], missed: Array) -> int:
+    """Bytes of distinct addresses that tags name and no event does."""
+    if not np.any(missed):
+        return 0
+    order = np.argsort(tags["address"][missed], kind="stable")
+    address, size = tags["address"][missed][order], tags["size_bytes"][missed][order]
+    starts = np.flatnonzero(np.append(True, address[1:] != address[:-1]))
+    return int(np.maximum.reduceat(size, starts).sum())

@@ -1,0 +1,409 @@
+"""A capture answers questions; nothing else in memlens parses one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memlens.analysis.growth import find_growth
+from memlens.analysis.steps import StepBounds, step_bounds
+from memlens.answers import (
+    Allocation,
+    Coverage,
+    Frame,
+    Growth,
+    ModuleUsage,
+    Peak,
+    RunInfo,
+    Step,
+    Timeline,
+)
+from memlens.attribution.lifetimes import FOREVER, Lifetimes, pair
+from memlens.attribution.rules import Attribution, attribute
+from memlens.attribution.segments import PHASES, Segments, segment
+from memlens.errors import CaptureError
+from memlens.events import Category, Certainty, MarkKind
+from memlens.format import RANK_FILE, RUN_FILE, codes
+from memlens.reader import RankData, read_header, read_rank
+
+__all__ = ["Capture", "RankCapture", "load"]
+
+Array = npt.NDArray[Any]
+CATEGORIES = list(Category)
+_CERTAINTIES = list(Certainty)
+_MARK = codes(MarkKind)
+
+
+def load(run: str | os.PathLike[str]) -> Capture:
+    """Open a run's folder.
+
+    Raises:
+        CaptureError: it is not a capture, is damaged, holds no rank, or has another version.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise CaptureError(f"no such run folder: {folder}")
+    header = read_header(folder / RUN_FILE, what="run")
+    ranks = sorted(path.parent for path in folder.glob(f"*/{RANK_FILE}"))
+    if not ranks:
+        raise CaptureError(
+            f"{folder} holds no rank: the job has not trained a model with torch "
+            "(or was stopped before it did)"
+        )
+    return Capture(folder, header, [(path, read_rank(path)) for path in ranks])
+
+
+class Capture:
+    """A run: what every rank recorded. Made by `memlens.load`, or `session.capture`."""
+
+    def __init__(
+        self, folder: Path, header: dict[str, Any], ranks: list[tuple[Path, RankData]]
+    ) -> None:
+        self.path = folder
+        given = [data.header.get("rank") for _, data in ranks]
+        taken = {rank for rank in given if isinstance(rank, int)}
+        spare = (number for number in range(len(ranks) + len(taken)) if number not in taken)
+        captures = []
+        for (_, data), rank in zip(ranks, given, strict=True):
+            number = rank if isinstance(rank, int) else next(spare)
+            for device in range(len(data.header["devices"])):
+                captures.append(RankCapture(data, number, device))
+        self.ranks: tuple[RankCapture, ...] = tuple(
+            sorted(captures, key=lambda item: (item.rank, item.device))
+        )
+        """One per rank and device."""
+        first = ranks[0][1].header
+        worlds = [data.header.get("world_size", 1) for _, data in ranks]
+        self.info = RunInfo(
+            path=str(folder),
+            name=folder.absolute().name,
+            format_version=header["version"],
+            source=str(first.get("source")),
+            world_size=max([*worlds, 1]),
+            command=tuple(map(str, header.get("command", ()))),
+            created_ns=int(header.get("created_ns", 0)),
+            torch_version=first.get("torch"),
+            memlens_version=str(header.get("memlens")),
+        )
+        missing = sorted(set(range(self.info.world_size)) - {item.rank for item in self.ranks})
+        self.problems: tuple[str, ...] = (
+            (f"no capture of rank {', '.join(map(str, missing))}",) if missing else ()
+        )
+        """What is wrong with the run as a whole; ranks have problems of their own."""
+
+    def rank(self, number: int) -> RankCapture:
+        """The capture of one rank (of its first device).
+
+        Raises:
+            CaptureError: there is none.
+        """
+        for item in self.ranks:
+            if item.rank == number:
+                return item
+        held = ", ".join(str(item.rank) for item in self.ranks)
+        raise CaptureError(f"{self.path} holds no rank {number}, only {held}")
+
+
+class RankCapture:
+    """What one rank recorded of one device. Times are nanoseconds since the Unix epoch."""
+
+    def __init__(self, data: RankData, rank: int, device: int) -> None:
+        self.rank = rank
+        self.device: str = str(data.header["devices"][device])
+        self._data = data
+        self._device = device
+        self.events = int(np.count_nonzero(data.events["device"] == device))
+        """How many allocations and frees were recorded, the census included."""
+
+    # -- parts, worked out when first asked for ------------------------------------------------
+
+    def _mark_times(self, kind: str) -> Array:
+        marks = self._data.marks
+        return np.sort(marks["time_ns"][marks["kind"] == _MARK[kind]])
+
+    @cached_property
+    def blocks(self) -> Lifetimes:
+        """One row per block that was allocated; for those who go beyond the questions below."""
+        mine = self._data.events["device"] == self._device
+        events = {name: column[mine] for name, column in self._data.events.items()}
+        return pair(events, self._mark_times("recording_on"), self._mark_times("recording_off"))
+
+    @cached_property
+    def segments(self) -> Segments:
+        """What the job did when."""
+        return segment(self._data.marks, self._data.names)
+
+    @cached_property
+    def attribution(self) -> Attribution:
+        """The category of each block, and why."""
+        mine = self._data.tags["device"] == self._device
+        tags = {name: column[mine] for name, column in self._data.tags.items()}
+        return attribute(self.blocks, self.segments, tags)
+
+    @cached_property
+    def _running(self) -> Array:
+        return self.blocks.running_bytes()
+
+    @cached_property
+    def _bounds(self) -> list[StepBounds]:
+        return step_bounds(self.blocks, self.segments, self._running)
+
+    # -- questions -----------------------------------------------------------------------------
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How complete the capture is."""
+        header, blocks = self._data.header, self.blocks
+        on, off = self._mark_times("recording_on"), self._mark_times("recording_off")
+        blind = int((on[1:] - off[: len(on) - 1]).sum()) if len(on) > 1 else 0
+        problems = [str(text) for text in header.get("problems", ())]
+        closed = header.get("closed") is True
+        if not closed:
+            problems.append("the process was killed while it recorded; its last moments are missing")
+        difference = self._witness_difference()
+        return Coverage(
+            complete=closed and not problems and not blocks.lost_events and not difference,
+            lost_events=blocks.lost_events,
+            blind_ns=blind,
+            uncovered_bytes=self.attribution.uncovered_bytes,
+            witness_difference_bytes=difference,
+            problems=tuple(problems),
+        )
+
+    def _witness_difference(self) -> int:
+        """Largest difference between the allocator's own count and the events', in bytes."""
+        marks, blocks = self._data.marks, self.blocks
+        mine = marks["kind"] == _MARK["allocator_total"]
+        if not np.any(mine) or not len(blocks.time_ns):
+            return 0
+        last = np.searchsorted(blocks.time_ns, marks["time_ns"][mine], side="right") - 1
+        ours = np.where(last >= 0, blocks.witnessed_bytes[np.maximum(last, 0)], 0)
+        return int(np.abs(ours - marks["value"][mine]).max())
+
+    def peak(self) -> Peak:
+        """The moment with the most allocated bytes."""
+        index = int(np.argmax(self._running)) if len(self._running) else -1
+        time = int(self.blocks.time_ns[index]) if index >= 0 else 0
+        place = int(self.segments.at(np.array([time]))[0])
+        return Peak(
+            time_ns=time,
+            step=int(self.segments.step[place]),
+            phase=PHASES[self.segments.phase[place]],
+            module=self._module_name(int(self.segments.module[place])),
+            allocated_bytes=int(self._running[index]) if index >= 0 else 0,
+            reserved_bytes=None,
+            categories=self._categories_after(index),
+        )
+
+    def steps(self) -> tuple[Step, ...]:
+        """Every training step that was recorded."""
+        bounds = self._bounds
+        peaks = self._sample(np.array([item.peak_event for item in bounds], np.int64))
+        ends = self._sample(np.array([item.last_event for item in bounds], np.int64))
+        return tuple(
+            Step(
+                step=item.step,
+                start_ns=item.start_ns,
+                end_ns=item.end_ns,
+                peak_ns=item.peak_ns,
+                peak_bytes=sum(at_peak.values()),
+                end_bytes=sum(at_end.values()),
+                categories=at_peak,
+                end_categories=at_end,
+            )
+            for item, at_peak, at_end in zip(bounds, peaks, ends, strict=True)
+        )
+
+    def categories_at(self, time_ns: int) -> dict[Category, int]:
+        """Bytes per category at a moment."""
+        return self._categories_after(self._event_at(time_ns))
+
+    def timeline(self, max_points: int | None = None) -> Timeline:
+        """Bytes per category over time.
+
+        Args:
+            max_points: at most about so many entries. Of each bucket the highest and the last entry
+                are kept, so that peaks and levels stay true. None: one entry per event.
+        """
+        index = np.arange(len(self._running))
+        if max_points is not None and len(index) > max_points:
+            edges = np.linspace(0, len(index), max(max_points // 2, 1) + 1).astype(np.int64)
+            pairs = [
+                (low + int(np.argmax(self._running[low:high])), high - 1)
+                for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+            ]
+            index = np.unique(np.array(pairs, np.int64).ravel())
+        categories = {}
+        for position, category in enumerate(CATEGORIES):
+            chosen = self.attribution.category == position
+            categories[category] = (
+                self.blocks.running_bytes(chosen)[index]
+                if np.any(chosen)
+                else np.zeros(len(index), np.int64)
+            )
+        return Timeline(
+            time_ns=self.blocks.time_ns[index],
+            allocated_bytes=self._running[index],
+            categories=categories,
+            step_start_ns={item.step: item.start_ns for item in self._bounds},
+        )
+
+    def allocations_at(
+        self, time_ns: int | None = None, top: int | None = 20
+    ) -> tuple[Allocation, ...]:
+        """Blocks alive at a moment, the largest first.
+
+        Args:
+            time_ns: the moment; None for the peak.
+            top: how many; None for all.
+        """
+        alive = np.flatnonzero(self._alive_after(self._moment(time_ns)))
+        order = np.argsort(-self.blocks.size_bytes[alive], kind="stable")
+        return tuple(self._allocation(int(number)) for number in alive[order][:top])
+
+    def modules_at(
+        self, time_ns: int | None = None, top: int | None = 20
+    ) -> tuple[ModuleUsage, ...]:
+        """What each module holds at a moment, the one that holds most first.
+
+        Args:
+            time_ns: the moment; None for the peak.
+            top: how many; None for all.
+        """
+        alive = self._alive_after(self._moment(time_ns))
+        module = self.attribution.module[alive]
+        category = self.attribution.category[alive]
+        size = self.blocks.size_bytes[alive]
+        held: dict[str, tuple[str, dict[Category, int]]] = {}
+        groups, inverse = np.unique(
+            np.stack([module, category.astype(np.int64)]), axis=1, return_inverse=True
+        )
+        sums = np.zeros(groups.shape[1], np.int64)
+        np.add.at(sums, inverse.ravel(), size)
+        for (number, kind), total in zip(groups.T.tolist(), sums.tolist(), strict=True):
+            text, class_name = self._data.names.module.get(number, ("", ""))
+            parts = held.setdefault(text, (class_name, {}))[1]
+            parts[CATEGORIES[kind]] = parts.get(CATEGORIES[kind], 0) + total
+        usages = [
+            ModuleUsage(text, class_name, sum(parts.values()), parts)
+            for text, (class_name, parts) in held.items()
+        ]
+        return tuple(sorted(usages, key=lambda usage: -usage.total_bytes)[:top])
+
+    def growth(self, top: int = 10) -> tuple[Growth, ...]:
+        """Groups of blocks that accumulate from step to step, the fastest first."""
+        found = find_growth(self.blocks, self.attribution, self.segments, self._bounds)
+        return tuple(
+            Growth(
+                category=CATEGORIES[self.attribution.category[item.example]],
+                module=self._module_name(int(self.attribution.module[item.example])),
+                name=self._data.names.tensor.get(int(self.attribution.name[item.example]), ""),
+                bytes_per_step=item.bytes_per_step,
+                first_bytes=item.first_bytes,
+                last_bytes=item.last_bytes,
+                steps=item.steps,
+                stack=self._stack(int(self.blocks.stack[item.example])),
+            )
+            for item in found[:top]
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Every block as a row of an Arrow table: what, where, from when to when."""
+        attribution, blocks = self.attribution, self.blocks
+        place = attribution.segment
+        names = self._data.names
+        forever = blocks.free_ns == FOREVER
+        return pa.table(
+            {
+                "alloc_ns": blocks.alloc_ns,
+                "free_ns": pa.array(blocks.free_ns, mask=forever),
+                "address": blocks.address,
+                "size_bytes": blocks.size_bytes,
+                "category": _texts(attribution.category, [c.value for c in CATEGORIES]),
+                "certainty": _texts(attribution.certainty, [c.value for c in _CERTAINTIES]),
+                "phase": _texts(self.segments.phase[place], [p.value for p in PHASES]),
+                "step": self.segments.step[place],
+                "module": pa.array(
+                    [names.module.get(n, ("", ""))[0] for n in attribution.module.tolist()]
+                ).dictionary_encode(),
+                "name": pa.array(
+                    [names.tensor.get(n, "") for n in attribution.name.tolist()]
+                ).dictionary_encode(),
+            }
+        )
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _event_at(self, time_ns: int) -> int:
+        return int(np.searchsorted(self.blocks.time_ns, time_ns, side="right")) - 1
+
+    def _moment(self, time_ns: int | None) -> int:
+        if time_ns is not None:
+            return self._event_at(time_ns)
+        return int(np.argmax(self._running)) if len(self._running) else -1
+
+    def _alive_after(self, event: int) -> Array:
+        return (self.blocks.first <= event) & (self.blocks.last > event)
+
+    def _categories_after(self, event: int) -> dict[Category, int]:
+        alive = self._alive_after(event)
+        sums = np.zeros(len(CATEGORIES), np.int64)
+        np.add.at(sums, self.attribution.category[alive], self.blocks.size_bytes[alive])
+        return dict(zip(CATEGORIES, sums.tolist(), strict=True))
+
+    def _sample(self, events: Array) -> Iterator[dict[Category, int]]:
+        """Bytes per category after each of some events (-1: before all)."""
+        columns = []
+        for position in range(len(CATEGORIES)):
+            chosen = self.attribution.category == position
+            if np.any(chosen):
+                running = np.append(self.blocks.running_bytes(chosen), 0)
+                columns.append(running[events].tolist())
+            else:
+                columns.append([0] * len(events))
+        return (dict(zip(CATEGORIES, row, strict=True)) for row in zip(*columns, strict=True))
+
+    def _module_name(self, number: int) -> str:
+        return self._data.names.module.get(number, ("", ""))[0]
+
+    def _stack(self, number: int) -> tuple[Frame, ...]:
+        frames: list[Frame] = []
+        table = self._data.names.stack
+        while number in table and len(frames) < 1000:
+            parent, function, place = table[number]
+            file, _, line = place.rpartition(":")
+            frames.append(Frame(function, file, int(line) if line.isdigit() else 0))
+            if parent >= number:  # frames are numbered after the ones that called them
+                break
+            number = parent
+        return tuple(reversed(frames))
+
+    def _allocation(self, number: int) -> Allocation:
+        blocks, attribution, names = self.blocks, self.attribution, self._data.names
+        place = int(attribution.segment[number])
+        free_ns = int(blocks.free_ns[number])
+        return Allocation(
+            address=int(blocks.address[number]),
+            size_bytes=int(blocks.size_bytes[number]),
+            category=CATEGORIES[attribution.category[number]],
+            certainty=_CERTAINTIES[attribution.certainty[number]],
+            name=names.tensor.get(int(attribution.name[number]), ""),
+            module=self._module_name(int(attribution.module[number])),
+            phase=PHASES[self.segments.phase[place]],
+            step=int(self.segments.step[place]),
+            alloc_ns=int(blocks.alloc_ns[number]),
+            free_ns=None if free_ns == FOREVER else free_ns,
+            preexisting=bool(blocks.preexisting[number]),
+            stack=self._stack(int(blocks.stack[number])),
+        )
+
+
+def _texts(positions: Array, values: list[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int8()), pa.array(values))

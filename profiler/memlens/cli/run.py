@@ -1,0 +1,112 @@
+"""`memlens run`: profile a job whose script knows nothing of memlens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from memlens.launch.environment import VARIABLES
+
+__all__ = ["command"]
+
+_EPILOG = "\b\nEnvironment:\n" + "\n".join(
+    f"  {name:<17} {text}" for name, text in VARIABLES.items()
+)
+
+
+class _RunCommand(click.Command):
+    """Keeps the job's words as they are, and remembers whether they stood behind `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own: list[str] = []
+        position = 0
+        takes_value = {
+            option
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for option in parameter.opts
+        }
+        literal = False
+        while position < len(args):
+            word = args[position]
+            if word == "--":
+                literal = True
+                position += 1
+                break
+            if word == "-m" or not word.startswith("-") or word == "-":
+                break
+            own.append(word)
+            position += 1
+            if word in takes_value and position < len(args):
+                own.append(args[position])
+                position += 1
+        job = args[position:]
+        module = None
+        if not literal and job[:1] == ["-m"]:
+            if len(job) < 2:
+                raise click.UsageError("-m needs the name of a module", ctx)
+            module, job = job[1], job[2:]
+        ctx.meta["memlens.job"] = (job, module, literal)
+        return super().parse_args(ctx, own)
+
+
+@click.command(
+    cls=_RunCommand,
+    epilog=_EPILOG,
+    options_metavar="[OPTIONS] SCRIPT | -m MODULE | -- COMMAND  [ARGUMENTS]...",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder; must not exist. "
+              "[default: memlens-runs/<time>-<name>]")
+@click.option("--steps", help="Training steps to record: 3:8 for steps 3 to 7. [default: all]")
+@click.option("--stacks/--no-stacks", default=None,
+              help="Record the Python stack of each allocation. [default: on]")
+@click.option("--stack-depth", type=click.IntRange(min=1),
+              help="Innermost Python frames kept. [default: 32]")
+@click.option("--device", help="Kind of device whose allocator is recorded. [default: cpu]")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    out: Path | None,
+    steps: str | None,
+    stacks: bool | None,
+    stack_depth: int | None,
+    device: str | None,
+) -> None:
+    """Profile a training job; the script is unchanged.
+
+    \b
+    memlens run train.py --lr 1e-3
+    memlens run --out runs/a --steps 3:8 -m package.train
+    memlens run -- torchrun --nproc-per-node 2 train.py
+
+    The job sees its own arguments, working directory, output, signals and exit code. Every process
+    of it that trains a model is recorded, each into a folder of its own within the run's folder.
+    """
+    from memlens.launch.command import become, parse_job
+    from memlens.launch.environment import job_environment
+    from memlens.options import Options, parse_steps
+
+    words, module, literal = ctx.meta["memlens.job"]
+    job = parse_job(words, module=module, literal=literal)
+    options = Options.from_environment()
+    if out is not None:
+        options = replace(options, out=out)
+    if steps is not None:
+        first, last = parse_steps(steps)
+        options = replace(options, first_step=first, last_step=last)
+    if stacks is False:
+        options = replace(options, stack_depth=0)
+    elif stack_depth is not None:
+        options = replace(options, stack_depth=stack_depth)
+    if device is not None:
+        options = replace(options, device=device)
+    if options.disabled:
+        become(job, dict(os.environ))
+    from memlens.runs import create_run
+
+    shown = words if module is None else ["-m", module, *words]
+    run = create_run(options, command=tuple(shown))
+    become(job, job_environment(run, options, main=job.is_script))

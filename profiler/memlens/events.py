@@ -1,0 +1,151 @@
+"""The vocabulary: what an event is, and on which axes it is described.
+
+One capture holds four kinds of row, each an Arrow stream whose schema stands in `memlens.format`:
+
+* **events**: what the allocator did. It knows every byte and no meaning.
+* **tags**: "at this time, the storage at this address is the gradient of that parameter".
+* **marks**: what the job did: a module was entered, backward began, a step ended.
+* **names**: the texts that the other three refer to by number.
+
+Sources write events, observers write tags and marks, and `memlens.attribution` joins them later on
+(device, address, lifetime). Enumerators are written to disk by name, never by number.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = [
+    "ROLLUP",
+    "Action",
+    "Category",
+    "Certainty",
+    "MarkKind",
+    "NameKind",
+    "Phase",
+]
+
+
+class Action(str, Enum):
+    """What the allocator did."""
+
+    ALLOC = "alloc"
+    """A block was handed out."""
+    FREE = "free"
+    """A block was given back."""
+    CENSUS = "census"
+    """A block that was already there when recording began; counts as an allocation at that time."""
+    CENSUS_FREE = "census_free"
+    """Such a block was given back, as told by its owner; the allocator's count never had it."""
+
+
+class Category(str, Enum):
+    """What a block of memory is for. One axis: phase, sharding and certainty are others."""
+
+    WEIGHT = "weight"
+    """Parameters as the forward uses them, and buffers."""
+    MASTER_WEIGHT = "master_weight"
+    """Higher-precision copies of parameters, which the optimizer updates."""
+    OPTIMIZER_STATE = "optimizer_state"
+    """Moments, factors, projectors, quantised codes and their scales."""
+    GRADIENT = "gradient"
+    """`.grad`, flat and partitioned gradients, accumulation buffers."""
+    ACTIVATION = "activation"
+    """Alive at the end of the forward that made it, or saved for backward."""
+    INPUT = "input"
+    """Batches, and the data they are cut from."""
+    COMMUNICATION = "communication"
+    """Buckets, all-gather and reduce-scatter buffers."""
+    OPTIMIZER_TEMPORARY = "optimizer_temporary"
+    """Made and freed inside one `optimizer.step()`."""
+    TEMPORARY = "temporary"
+    """Made and freed inside one forward or backward, op or module."""
+    WORKSPACE = "workspace"
+    """Library workspaces: cuBLAS, cuDNN and others."""
+    UNKNOWN = "unknown"
+    """No rule explains it. Always shown."""
+
+
+ROLLUP: dict[str, tuple[Category, ...]] = {
+    "Weight": (Category.WEIGHT,),
+    "Activation": (Category.ACTIVATION, Category.INPUT),
+    "Optimization": (Category.MASTER_WEIGHT, Category.OPTIMIZER_STATE),
+    "Weight Gradient": (Category.GRADIENT,),
+    "Others": (
+        Category.COMMUNICATION,
+        Category.OPTIMIZER_TEMPORARY,
+        Category.TEMPORARY,
+        Category.WORKSPACE,
+        Category.UNKNOWN,
+    ),
+}
+"""The five names of the published memory charts, and the categories that each sums up."""
+
+
+class Phase(str, Enum):
+    """What the training loop was doing."""
+
+    INIT = "init"
+    """Before the first forward, backward or optimizer step."""
+    FORWARD = "forward"
+    """Inside a model call, or between it and the backward that uses its result (the loss)."""
+    BACKWARD = "backward"
+    """Inside the autograd engine, recomputed forwards included."""
+    OPTIMIZER = "optimizer"
+    """Inside `optimizer.step()`."""
+    OTHER = "other"
+    """Between the rest: data loading, `zero_grad`, logging."""
+
+
+class Certainty(str, Enum):
+    """How a category is known."""
+
+    DECLARED = "declared"
+    """An object that we know holds this storage (a parameter, its `.grad`, an optimizer's state)."""
+    INFERRED = "inferred"
+    """Concluded from when and where it was allocated and freed."""
+
+
+class MarkKind(str, Enum):
+    """What the job did. `id` and `value` of a mark mean what each kind says here."""
+
+    MODULE_ENTER = "module_enter"
+    """A module's forward begins; id: the module."""
+    MODULE_EXIT = "module_exit"
+    """It ends; id: the module; value: 1 if the result needs a gradient."""
+    BACKWARD_ENTER = "backward_enter"
+    """The autograd engine starts."""
+    BACKWARD_EXIT = "backward_exit"
+    """It returns."""
+    BACKWARD_MODULE = "backward_module"
+    """The gradient has come to the output of this module; id: the module."""
+    OPTIMIZER_ENTER = "optimizer_enter"
+    """`optimizer.step()` begins; id: the optimizer (kind scope)."""
+    OPTIMIZER_EXIT = "optimizer_exit"
+    """It returns."""
+    SCOPE_ENTER = "scope_enter"
+    """A library does something of its own; id: a name of kind scope, whose detail is the category
+    that anything outliving the scope has (DDP building its buckets: communication)."""
+    SCOPE_EXIT = "scope_exit"
+    """It is done."""
+    STEP = "step"
+    """A training step begins; value: its number."""
+    RECORDING_ON = "recording_on"
+    """The source records from here on; value: bytes that the census found."""
+    RECORDING_OFF = "recording_off"
+    """The source does not record from here on; the capture is blind until the next RECORDING_ON."""
+    ALLOCATOR_TOTAL = "allocator_total"
+    """The allocator's own count; value: bytes handed out less bytes taken back since RECORDING_ON."""
+
+
+class NameKind(str, Enum):
+    """Which table a name belongs to; ids count from 0 in each."""
+
+    MODULE = "module"
+    """text: qualified name; detail: class name. A later row with the same id replaces an earlier."""
+    TENSOR = "tensor"
+    """text: what the observers call a storage: a parameter's qualified name, `exp_avg of ...`."""
+    SCOPE = "scope"
+    """text: what to call it; detail: see MarkKind.SCOPE_ENTER, or an optimizer's class."""
+    STACK = "stack"
+    """A frame; text: function; detail: file:line; parent: the frame that called it, or -1."""

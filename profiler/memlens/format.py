@@ -1,0 +1,139 @@
+"""The capture on disk: which files, which columns, which version.
+
+    RUN/
+      run.json                 the run as a whole: format, version, command line
+      rank-00000/              one folder per rank, written by that process alone
+        rank.json              rank, world size, source, devices, problems; `closed` when done
+        names.arrow            Arrow IPC streams, zstd, one batch per drain (about twice a second);
+        marks.arrow            written in this order, so that whatever an event refers to
+        tags.arrow             is already there when a process is killed
+        events.arrow
+
+An Arrow *stream* is readable up to its last whole batch after `kill -9`; an Arrow file or a Parquet
+file is not. Enumerators are stored by name (dictionary-encoded, so they cost a byte or less).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from memlens.events import Action, Category, Certainty, MarkKind, NameKind
+
+__all__ = [
+    "CHECKSUM_KEY",
+    "FORMAT_NAME",
+    "FORMAT_VERSION",
+    "RANK_FILE",
+    "RUN_FILE",
+    "SCHEMAS",
+    "batch_checksum",
+    "codes",
+    "read_json",
+    "write_json",
+]
+
+FORMAT_NAME = "memlens-capture"
+FORMAT_VERSION = 1
+RUN_FILE = "run.json"
+RANK_FILE = "rank.json"
+CHECKSUM_KEY = b"crc32"
+
+_ENUM = pa.dictionary(pa.int8(), pa.string())
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "names": pa.schema(
+        [
+            ("kind", _ENUM),
+            ("id", pa.int32()),
+            ("parent", pa.int32()),
+            ("text", pa.string()),
+            ("detail", pa.string()),
+        ]
+    ),
+    "marks": pa.schema(
+        [("time_ns", pa.int64()), ("kind", _ENUM), ("id", pa.int32()), ("value", pa.int64())]
+    ),
+    "tags": pa.schema(
+        [
+            ("time_ns", pa.int64()),
+            ("device", pa.int8()),  # index into rank.json's devices
+            ("address", pa.uint64()),
+            ("size_bytes", pa.int64()),  # of the tensor that was seen, not of its storage
+            ("category", _ENUM),
+            ("certainty", _ENUM),
+            ("name", pa.int32()),
+            ("module", pa.int32()),  # the module that owns it, -1 for none
+        ]
+    ),
+    "events": pa.schema(
+        [
+            ("time_ns", pa.int64()),
+            ("action", _ENUM),
+            ("device", pa.int8()),
+            ("address", pa.uint64()),
+            ("requested_bytes", pa.int64()),
+            (
+                "allocated_bytes",
+                pa.int64(),
+            ),  # rounded up by the allocator; the CPU's does not round
+            ("stream", pa.int64()),
+            ("stack", pa.int32()),  # id of the innermost frame, -1 for none
+        ]
+    ),
+}
+"""Columns of each stream, in the order in which the streams are written."""
+
+_CODES: dict[type[Enum], dict[str, int]] = {
+    enum: {member.value: index for index, member in enumerate(enum)}
+    for enum in (Action, Category, Certainty, MarkKind, NameKind)
+}
+
+
+def codes(enum: type[Enum]) -> dict[str, int]:
+    """Position of each member, by its name on disk: what a writer puts into the int8 indices."""
+    return _CODES[enum]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old or the new content, never half of one."""
+    text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, default=str)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        ValueError: it is not a JSON object, or not the one that was written.
+        OSError: it cannot be read.
+    """
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    if content.pop("checksum", None) != _checksum(content):
+        raise ValueError("its checksum does not fit its content")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def batch_checksum(batch: pa.RecordBatch) -> bytes:
+    """CRC-32 of a batch's values; Arrow's own streams would let a flipped bit through."""
+    value = zlib.crc32(str(batch.num_rows).encode())
+    for column in batch.columns:
+        array = column.indices if pa.types.is_dictionary(column.type) else column
+        for buffer in array.buffers():
+            if buffer is not None:
+                value = zlib.crc32(buffer, value)
+    return str(value).encode()

@@ -1,0 +1,68 @@
+"""Drains the source also when the job calls no module and no optimizer for a while.
+
+A thread can not read another thread's profiler. It asks the interpreter to run a function on the
+main thread between two bytecodes (a pending call, as the interpreter's own signal handling uses).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from contextlib import ExitStack
+from time import time_ns
+
+from memlens.recorder import Recorder
+
+__all__ = ["Heartbeat"]
+
+_PERIOD_S = 0.5
+
+_current: Heartbeat | None = None
+
+
+@ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)  # type: ignore[untyped-decorator]
+def _pending(_: object) -> int:
+    # Lives as long as the process: a call may still be pending when its session has ended.
+    heartbeat = _current
+    if heartbeat is not None:
+        heartbeat.beat()
+    return 0
+
+
+class Heartbeat:
+    """Calls `Recorder.breathe` on the main thread about twice a second."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memlens-heartbeat", daemon=True)
+
+    def install(self, undo: ExitStack) -> None:
+        """Start beating, if the session is on the main thread (pending calls run only there)."""
+        global _current
+        if self._recorder.thread != threading.main_thread().ident:
+            return
+        _current = self
+        self._thread.start()
+        undo.callback(self._end)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_PERIOD_S):
+            ctypes.pythonapi.Py_AddPendingCall(_pending, None)
+
+    def beat(self) -> None:
+        """Drain, unless observers have just done so."""
+        recorder = self._recorder
+        if recorder.active:
+            try:
+                now = time_ns()
+                if now >= recorder.next_drain_ns:
+                    recorder.breathe(now)
+            except Exception as error:
+                recorder.fail("heartbeat", error)
+
+    def _end(self) -> None:
+        global _current
+        _current = None
+        self._stop.set()
+        self._thread.join()

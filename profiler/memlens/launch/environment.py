@@ -1,0 +1,51 @@
+"""Environment variables between `memlens run` and the processes of the job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from memlens.options import Options
+
+__all__ = ["MAIN_PID", "RUN", "VARIABLES", "job_environment"]
+
+RUN = "MEMLENS_RUN"
+MAIN_PID = "MEMLENS_MAIN_PID"
+
+VARIABLES = {
+    "MEMLENS_OUT": "output folder, as --out",
+    "MEMLENS_STEPS": "steps to record, as --steps",
+    "MEMLENS_STACKS": "innermost Python frames kept per allocation, as --stack-depth; 0: none",
+    "MEMLENS_DEVICE": "device whose allocator is recorded, as --device",
+    "MEMLENS_DISABLE": "1: record nothing; `memlens run` merely runs the job",
+    "MEMLENS_DEBUG": "1: show tracebacks of memlens' own faults",
+    "MEMLENS_RUN": "set for the job: the run's folder",
+    "MEMLENS_MAIN_PID": "set for the job: the process that is recorded from its first line on",
+}
+"""What `memlens run --help` lists."""
+
+
+def job_environment(
+    run: Path, options: Options, *, main: bool, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment in which the job's processes record themselves.
+
+    Args:
+        run: the run's folder.
+        options: what to record.
+        main: the process that `exec` makes of this one is a script, not a launcher: it is recorded
+            whether or not it trains a model.
+        environment: what to start from.
+    """
+    inject = str(Path(__file__).parent / "inject")
+    old = environment.get("PYTHONPATH")
+    job = dict(environment)
+    job.update(options.to_environment())
+    job["PYTHONPATH"] = inject if not old else f"{inject}{os.pathsep}{old}"
+    job[RUN] = str(run)
+    if main:
+        job[MAIN_PID] = str(os.getpid())
+    else:
+        job.pop(MAIN_PID, None)
+    return job

@@ -1,0 +1,79 @@
+"""Backward: when the autograd engine runs, and what gradients it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from memlens import torch_private
+from memlens.events import MarkKind
+from memlens.observers.parameters import Parameters
+from memlens.recorder import Recorder
+
+__all__ = ["BackwardObserver"]
+
+
+class BackwardObserver:
+    """Marks each run of the engine and tags the gradients after it.
+
+    Nested runs (reentrant checkpointing) are marked too; gradients are looked at after the outermost.
+    """
+
+    def __init__(self, recorder: Recorder, parameters: Parameters) -> None:
+        self._recorder = recorder
+        self._parameters = parameters
+        self._depth = 0
+        self._early = ExitStack()
+
+    def install(self, undo: ExitStack) -> None:
+        """Wrap the one function through which Python starts the engine."""
+        owner, name = torch_private.backward_engine_owner()
+        original: Callable[..., Any] = getattr(owner, name)
+        enter = self._recorder.hook("backward observer", self._enter)
+        leave = self._recorder.hook("backward observer", self._leave)
+
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            recorder = self._recorder
+            if torch.compiler.is_compiling() or threading.get_ident() != recorder.thread:
+                return original(*args, **kwargs)
+            enter()
+            # Counted even after a fault of ours: inside, the source can be neither drained nor stopped.
+            recorder.paused += 1
+            try:
+                return original(*args, **kwargs)
+            finally:
+                recorder.paused -= 1
+                leave()
+
+        setattr(owner, name, run_backward)
+        undo.callback(setattr, owner, name, original)
+        undo.callback(self._early.close)
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._recorder.evidence()
+            self._hook_early_frees()
+        self._recorder.mark(MarkKind.BACKWARD_ENTER)
+
+    def _leave(self) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._parameters.tag_gradients()
+        self._recorder.mark(MarkKind.BACKWARD_EXIT)
+
+    def _hook_early_frees(self) -> None:
+        """Where the job has hooks that may free a gradient during backward, look before they run."""
+        for known, tensor in self._parameters.alive():
+            hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
+            if hooks and not known.watched:
+                known.watched = True
+                handle = tensor.register_post_accumulate_grad_hook(
+                    self._recorder.hook("backward observer", self._parameters.tag_early_gradient)
+                )
+                hooks.move_to_end(handle.id, last=False)
+                self._early.callback(handle.remove)

@@ -1,0 +1,174 @@
+"""Optimizers: when they step, what state they hold, which of their parameters are master weights."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+from memlens.events import Category, MarkKind, NameKind
+from memlens.observers.parameters import Parameters
+from memlens.observers.storages import tensors_in
+from memlens.recorder import Recorder
+
+__all__ = ["OptimizerObserver"]
+
+
+class OptimizerObserver:
+    """Marks every `step()`, counts training steps and tags optimizer state.
+
+    A training step ends when all optimizers of the job have stepped once; which ones belong to it
+    is learned from the steps before. One that steps twice in a row ends the step between the two.
+    """
+
+    def __init__(self, recorder: Recorder, parameters: Parameters) -> None:
+        self._recorder = recorder
+        self._parameters = parameters
+        self._depth = 0
+        self._scopes: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._tagged: dict[tuple[int, str], int] = {}
+        self._stepped: set[int] = set()
+        self._expected: set[int] = set()
+        self.step = 0
+        self.on_step: list[Callable[[int], None]] = []
+        """Called with the number of the step that begins."""
+
+    def install(self, undo: ExitStack) -> None:
+        """Hook into every optimizer of this process."""
+        hook = self._recorder.hook
+        for handle in (
+            torch_optimizer.register_optimizer_step_pre_hook(
+                hook("optimizer observer", self._enter)
+            ),
+            torch_optimizer.register_optimizer_step_post_hook(
+                hook("optimizer observer", self._leave)
+            ),
+        ):
+            undo.callback(handle.remove)
+        original = torch.optim.Optimizer.__init__
+        learn = hook("optimizer observer", self.learn)
+
+        def __init__(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            learn(optimizer)
+
+        __init__.__wrapped__ = original  # type: ignore[attr-defined]
+        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign]
+        undo.callback(setattr, torch.optim.Optimizer, "__init__", original)
+
+    def learn(self, optimizer: torch.optim.Optimizer) -> int:
+        """Take in an optimizer; it is expected to step once per training step."""
+        scope = self._scopes.get(optimizer)
+        if scope is None:
+            self._recorder.evidence()
+            kind = type(optimizer).__name__
+            same = sum(type(other).__name__ == kind for other in self._scopes)
+            text = kind if not same else f"{kind}#{same + 1}"
+            scope = self._recorder.names.new(NameKind.SCOPE, text, kind)
+            self._scopes[optimizer] = scope
+            self._expected.add(scope)
+        return scope
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        scope = self.learn(optimizer)
+        self._depth += 1
+        if self._depth > 1:  # one optimizer within another: a wrapper, not a step of its own
+            return
+        if scope in self._stepped:
+            self._expected = set(self._stepped)
+            self._end_step()
+        self._learn_parameters(optimizer)
+        self._tag_state(optimizer)
+        self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
+
+    def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth:
+            return
+        scope = self.learn(optimizer)
+        self._tag_state(optimizer)
+        self._recorder.mark(MarkKind.OPTIMIZER_EXIT, scope)
+        self._stepped.add(scope)
+        alive = set(self._scopes.values())
+        if self._stepped >= self._expected & alive:
+            self._end_step()
+
+    def retag(self) -> None:
+        """Recording begins (again): what was tagged before it counts no more."""
+        self._tagged.clear()
+        for optimizer in list(self._scopes):
+            self._learn_parameters(optimizer)
+            self._tag_state(optimizer)
+
+    def _end_step(self) -> None:
+        self._stepped.clear()
+        self.step += 1
+        self._parameters.forget_gradients()
+        self._recorder.mark(MarkKind.STEP, value=self.step)
+        for call in self.on_step:
+            call(self.step)
+
+    # -- what optimizers hold ------------------------------------------------------------------
+
+    def _learn_parameters(self, optimizer: torch.optim.Optimizer) -> None:
+        """Parameters that no module holds are master weights if some module holds lesser ones."""
+        unknown = []
+        for number, group in enumerate(optimizer.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if self._parameters.find(parameter) is None:
+                    unknown.append((f"param_groups.{number}.{index}", parameter))
+        if not unknown:
+            return
+        counterparts: dict[tuple[int, ...], list[Any]] = {}
+        for known, tensor in self._parameters.alive():
+            counterparts.setdefault(tuple(tensor.shape), []).append((known, tensor))
+        for text, parameter in unknown:
+            category, module = Category.WEIGHT, -1
+            for known, tensor in counterparts.get(tuple(parameter.shape), ()):
+                if tensor.element_size() < parameter.element_size():
+                    category, module = Category.MASTER_WEIGHT, known.module
+                    break
+            self._parameters.learn(parameter, text, module, category)
+
+    def _tag_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tag what `optimizer.state` holds and was not seen at that address before."""
+        tagged = self._tagged
+        for owner, state in list(optimizer.state.items()):
+            if not isinstance(state, dict):
+                self._tag_deep(owner, "state", state)
+                continue
+            key_of_owner = id(owner)
+            for name, value in state.items():
+                if type(value) is torch.Tensor:
+                    if value.layout is torch.strided:
+                        address = value.data_ptr()
+                        if tagged.get((key_of_owner, name)) != address:
+                            tagged[key_of_owner, name] = address
+                            self._tag(owner, str(name), value)
+                elif value is not None and not isinstance(value, (int, float, bool, str)):
+                    self._tag_deep(owner, str(name), value)
+
+    def _tag_deep(self, owner: Any, name: str, value: Any) -> None:
+        for path, tensor in tensors_in(value, name):
+            self._tag(owner, path, tensor)
+
+    def _tag(self, owner: Any, name: str, tensor: torch.Tensor) -> None:
+        known = self._parameters.find(owner) if isinstance(owner, torch.Tensor) else None
+        if known is not None and tensor is known.ref():
+            return
+        text = name if known is None else f"{name} of {known.text}"
+        master = "master" in name.lower() or "fp32_param" in name.lower()
+        self._recorder.tag(
+            tensor,
+            Category.MASTER_WEIGHT if master else Category.OPTIMIZER_STATE,
+            self._recorder.names.intern(NameKind.TENSOR, text),
+            module=-1 if known is None else known.module,
+        )

@@ -1,0 +1,134 @@
+"""Parameters, buffers and gradients: which storages they are in, under which names."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+
+import torch
+
+from memlens.events import Category, NameKind
+from memlens.recorder import Recorder
+
+__all__ = ["Known", "Parameters"]
+
+
+class Known:
+    """A parameter or buffer that a module or an optimizer has shown us."""
+
+    __slots__ = ("address", "category", "grad_address", "module", "name", "ref", "text", "watched")
+
+    def __init__(
+        self, tensor: torch.Tensor, category: Category, name: int, text: str, module: int
+    ) -> None:
+        self.text = text
+        self.ref = weakref.ref(tensor)
+        self.category = category
+        self.name = name
+        self.module = module
+        self.address = 0
+        self.grad_address = 0
+        self.watched = False
+        """A hook of ours looks at its gradient as soon as it is there."""
+
+
+class Parameters:
+    """The table of parameters and buffers, and their tags.
+
+    A storage is tagged when it is new: a weight once, a gradient once per step. Addresses come back
+    after a free, so a gradient's address of the last step says nothing about this one's.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._names = recorder.names
+        self._known: dict[int, Known] = {}
+
+    def learn(
+        self, tensor: torch.Tensor, text: str, module: int, category: Category = Category.WEIGHT
+    ) -> Known:
+        """Add a parameter or buffer to the table, or say its better name; tag its storage."""
+        key = id(tensor)
+        known = self._known.get(key)
+        if known is None or known.ref() is not tensor:
+            name = self._names.new(NameKind.TENSOR, text)
+            known = self._known[key] = Known(tensor, category, name, text, module)
+        self._tag(known, tensor)
+        return known
+
+    def rename(self, tensor: torch.Tensor, text: str, module: int) -> None:
+        """Give a parameter or buffer its qualified name."""
+        known = self.learn(tensor, text, module)
+        self._names.rename(NameKind.TENSOR, known.name, text)
+        known.text = text
+        known.module = module
+
+    def find(self, tensor: torch.Tensor) -> Known | None:
+        """What is known of a tensor."""
+        known = self._known.get(id(tensor))
+        return known if known is not None and known.ref() is tensor else None
+
+    def tag_weights(self) -> None:
+        """Tag every storage that changed since it was last seen (`model.half()`, `p.data = ...`)."""
+        for known, tensor in self.alive():
+            self._tag(known, tensor)
+
+    def retag(self) -> None:
+        """Recording begins (again): what was tagged before it counts no more."""
+        for known in self._known.values():
+            known.address = known.grad_address = 0
+        self.tag_weights()
+        self.tag_gradients()
+
+    def tag_gradients(self) -> None:
+        """Tag `.grad` of every parameter, unless this step has seen it at that address."""
+        recorder, gradient = self._recorder, Category.GRADIENT
+        for known, tensor in self.alive():
+            grad = tensor.grad if tensor.requires_grad else None
+            if grad is None:
+                known.grad_address = 0
+                continue
+            address = _address(grad)
+            if address and address == known.grad_address:
+                continue
+            known.grad_address = address
+            recorder.tag(grad, gradient, known.name, module=known.module)
+
+    def tag_early_gradient(self, tensor: torch.Tensor) -> None:
+        """Tag one gradient now, before a hook of the job frees it."""
+        known = self.find(tensor)
+        if known is not None and tensor.grad is not None:
+            self._recorder.tag(
+                tensor.grad, Category.GRADIENT, known.name, module=known.module
+            )
+
+    def forget_gradients(self) -> None:
+        """A step has ended: addresses of gradients may come back for others."""
+        for known in self._known.values():
+            known.grad_address = 0
+
+    def alive(self) -> Iterator[tuple[Known, torch.Tensor]]:
+        """Every known parameter and buffer that still exists."""
+        dead = []
+        for key, known in self._known.items():
+            tensor = known.ref()
+            if tensor is None:
+                dead.append(key)
+            else:
+                yield known, tensor
+        for key in dead:
+            del self._known[key]
+
+    def _tag(self, known: Known, tensor: torch.Tensor) -> None:
+        address = _address(tensor)
+        if address != known.address or not address:
+            known.address = address
+            self._recorder.tag(tensor, known.category, known.name, module=known.module)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    # Only to tell "changed" from "the same": a wrapper subclass gives 0 and is tagged again.
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0

@@ -1,0 +1,97 @@
+"""What to record: one frozen record, made from arguments or from the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from memlens.errors import UsageError
+
+__all__ = ["DEFAULT_STACK_DEPTH", "Options", "parse_steps"]
+
+DEFAULT_STACK_DEPTH = 32
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one session records."""
+
+    out: Path | None = None
+    """The run's folder; None chooses `memlens-runs/<time>-<name>`."""
+    name: str | None = None
+    """Ends the name of the folder that is chosen; None takes the script's."""
+    first_step: int = 0
+    """Record from this training step on; 0 records from the very start, model creation included."""
+    last_step: int | None = None
+    """Record up to this step, which is not recorded any more; None records to the end."""
+    stack_depth: int = DEFAULT_STACK_DEPTH
+    """Innermost Python frames kept per allocation; 0 records no stacks."""
+    device: str = "cpu"
+    """Kind of device whose allocator is recorded."""
+    disabled: bool = False
+    """Record nothing at all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can not be recorded."""
+        if self.device != "cpu":
+            raise UsageError(
+                f"device {self.device!r} can not be recorded yet, only 'cpu'; "
+                "leave the option out, or move the job to the CPU"
+            )
+        if self.stack_depth < 0:
+            raise UsageError(f"stack depth must be 0 (off) or more, not {self.stack_depth}")
+
+    @property
+    def starts_late(self) -> bool:
+        """Recording begins only after some steps."""
+        return self.first_step > 0
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables from which `from_environment` makes these options again."""
+        last = "" if self.last_step is None else str(self.last_step)
+        return {
+            "MEMLENS_STEPS": f"{self.first_step}:{last}",
+            "MEMLENS_STACKS": str(self.stack_depth),
+            "MEMLENS_DEVICE": self.device,
+        }
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Options:
+        """Read the MEMLENS_ variables (see `memlens run --help`).
+
+        Raises:
+            UsageError: one of them is not valid.
+        """
+        first, last = parse_steps(environment.get("MEMLENS_STEPS") or "0:")
+        depth = environment.get("MEMLENS_STACKS") or str(DEFAULT_STACK_DEPTH)
+        if not depth.isdigit():
+            raise UsageError(f"MEMLENS_STACKS must be a number of frames, 0 for none: {depth!r}")
+        out = environment.get("MEMLENS_OUT")
+        return cls(
+            out=Path(out) if out else None,
+            first_step=first,
+            last_step=last,
+            stack_depth=int(depth),
+            device=environment.get("MEMLENS_DEVICE") or "cpu",
+            disabled=environment.get("MEMLENS_DISABLE", "").lower() in _TRUE,
+        )
+
+
+def parse_steps(text: str) -> tuple[int, int | None]:
+    """Read `"3:8"` (steps 3 to 7), `"3:"`, `":8"` or `"5"` (step 5 alone).
+
+    Raises:
+        UsageError: it is none of these, or an empty range.
+    """
+    match = re.fullmatch(r"\s*(\d*)\s*(:?)\s*(\d*)\s*", text)
+    if match is None or not (match[1] or match[2]) or (match[3] and not match[2]):
+        raise UsageError(f"steps must look like 3:8, 3:, :8 or 5, not {text!r}")
+    first = int(match[1] or 0)
+    last = int(match[3]) if match[3] else None if match[2] else first + 1
+    if last is not None and last <= first:
+        raise UsageError(f"no step lies in {text!r}: the second number must be the larger one")
+    return first, last

@@ -1,0 +1,69 @@
+"""`memlens.profile`: recording from code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlens.options import Options, parse_steps
+from memlens.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["profile"]
+
+
+def profile(
+    model: torch.nn.Module | Iterable[torch.nn.Module] | None = None,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    steps: str | tuple[int, int | None] | None = None,
+    stacks: bool = True,
+    stack_depth: int | None = None,
+    device: str | None = None,
+) -> Session:
+    """Record this process while the returned session is open.
+
+    ::
+
+        with memlens.profile() as session:
+            train()
+        print(session.capture.ranks[0].peak())
+
+    Models and optimizers are found without being named, also those made before the session. What is
+    not given here comes from the environment (`memlens run --help` lists the variables).
+
+    Args:
+        model: one or several models whose names come first when there are others.
+        optimizer: one or several optimizers.
+        out: the run's folder; must not exist. Default: `memlens-runs/<time>-<name>`.
+        name: ends the name of that default folder. Default: the script's name.
+        steps: which training steps to record, `"3:8"` or `(3, 8)` for steps 3 to 7. Default: all.
+        stacks: whether to record the Python stack of each allocation.
+        stack_depth: how many innermost frames to keep. Default: 32.
+        device: kind of device whose allocator is recorded. Default: "cpu".
+
+    Raises:
+        UsageError: an argument is not valid.
+    """
+    options = Options.from_environment()
+    if out is not None:
+        options = replace(options, out=Path(out))
+    if name is not None:
+        options = replace(options, name=name)
+    if steps is not None:
+        first, last = parse_steps(steps) if isinstance(steps, str) else steps
+        options = replace(options, first_step=first, last_step=last)
+    if not stacks:
+        options = replace(options, stack_depth=0)
+    elif stack_depth is not None:
+        options = replace(options, stack_depth=stack_depth)
+    if device is not None:
+        options = replace(options, device=device)
+    return Session(options, model=model, optimizer=optimizer)

@@ -1,0 +1,288 @@
+"""Collects what source and observers see, and hands it to the writer in batches.
+
+On the hot path nothing is looked up or decided: observers append tuples to lists. Everything else
+happens in `drain`, about twice a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from time import time_ns
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from memlens.events import Action, Category, Certainty, MarkKind
+from memlens.format import codes
+from memlens.names import Names
+from memlens.observers.storages import storages
+from memlens.sources.base import EventBatch, Source
+from memlens.writer import RankWriter, make_batch
+
+__all__ = ["Recorder"]
+
+_ACTION = codes(Action)
+_CATEGORY = codes(Category)
+_CERTAINTY = codes(Certainty)
+_MARK = codes(MarkKind)
+_ALLOC, _FREE = _ACTION["alloc"], _ACTION["free"]
+_CENSUS, _CENSUS_FREE = _ACTION["census"], _ACTION["census_free"]
+
+DRAIN_NS = 400_000_000
+"""Longest time between drains, so that a kill loses less than a second."""
+DRAIN_EVENTS = 30_000
+"""Drain earlier when the last rate would give more: bounds the memory that a batch takes."""
+MIN_DRAIN_NS = 10_000_000
+
+
+class Recorder:
+    """One rank's events, tags, marks and names on their way to disk.
+
+    Args:
+        source: what tells of allocations.
+        names: the texts that the source and the observers number.
+    """
+
+    def __init__(self, source: Source, names: Names) -> None:
+        self.source = source
+        self.names = names
+        self.active = False
+        """Observers work; the source may still be waiting for the first step asked for."""
+        self.recording = False
+        """The source records."""
+        self.paused = 0
+        """Above 0 while the source must not be drained: inside the autograd engine."""
+        self.thread = threading.get_ident()
+        self.problems: list[str] = []
+        self.events = 0
+        self.on_fault: Callable[[], None] = lambda: None
+        self.on_evidence: Callable[[], None] | None = None
+        """Called once, when this process turns out to train a model."""
+        self._marks: list[tuple[int, int, int, int]] = []
+        self._tags: list[tuple[int, int, int, int, int, int, int, int]] = []
+        self._held: list[tuple[str, pa.RecordBatch]] = []
+        self._writer: RankWriter | None = None
+        self.next_drain_ns = 0
+        self._last_drain_ns = 0
+        self._on_ns = 0
+        self._busy = False
+
+    # -- what observers call -------------------------------------------------------------------
+
+    def hook(self, observer: str, function: Callable[..., None]) -> Callable[..., None]:
+        """Wrap an observer's function so that no fault of it can reach the job.
+
+        The result does nothing while the session is not active, on other threads, and where
+        torch.compile traces it; it returns None, which every hook of torch takes for "unchanged".
+        """
+
+        def call(*args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            if self.active and threading.get_ident() == self.thread:
+                try:
+                    function(*args)
+                except Exception as error:
+                    self.fail(observer, error)
+
+        return call
+
+    def mark(self, kind: MarkKind, number: int = -1, value: int = 0) -> None:
+        """Note that the job did something, now."""
+        now = time_ns()
+        self._marks.append((now, _MARK[kind.value], number, value))
+        if now >= self.next_drain_ns:
+            self.breathe(now)
+
+    def tag(
+        self,
+        tensor: torch.Tensor,
+        category: Category,
+        name: int,
+        *,
+        module: int = -1,
+        certainty: Certainty = Certainty.DECLARED,
+    ) -> None:
+        """Note what a tensor's storage is for, from its allocation until its free."""
+        now, what, sure = time_ns(), _CATEGORY[category.value], _CERTAINTY[certainty.value]
+        device_type = self.source.device_type
+        for address, size_bytes in storages(tensor, device_type):
+            self._tags.append((now, 0, address, size_bytes, what, sure, name, module))
+
+    def evidence(self) -> None:
+        """This process trains a model, so it is a rank."""
+        found, self.on_evidence = self.on_evidence, None
+        if found is not None:
+            found()
+
+    def fail(self, observer: str, error: BaseException) -> None:
+        """A fault of ours: say so once, and let the training go on without us."""
+        if not self.active:
+            return
+        self.active = False
+        self.problem(
+            f"{observer} failed ({type(error).__name__}: {error}); "
+            "recording stopped there and the capture is partial"
+        )
+        print(f"memlens: {self.problems[-1]}; the training goes on", file=sys.stderr)
+        self.on_fault()
+
+    def problem(self, text: str) -> None:
+        """Keep a sentence about what the capture lacks."""
+        text = " ".join(text.split())
+        if text not in self.problems:
+            self.problems.append(text)
+            if self._writer is not None:
+                self._writer.update(problems=self.problems)
+
+    def trace_calls(self, on: bool) -> None:
+        """A step's work begins or ends: stacks are worth their cost only inside."""
+        if self.source.trace_calls(on) and self.recording and not self.paused and not self._busy:
+            self.drain()
+
+    # -- recording -----------------------------------------------------------------------------
+
+    def start_source(self) -> None:
+        """Let the source record from here on."""
+        if self.recording:
+            return
+        now = time_ns()
+        self.source.start()
+        self.recording = True
+        self._on_ns = self._last_drain_ns = now
+        self.next_drain_ns = now + DRAIN_NS
+        self._marks.append((now, _MARK["recording_on"], -1, 0))
+
+    def stop_source(self) -> None:
+        """Let the source record no more, and keep what it has."""
+        if not self.recording:
+            return
+        self.recording = False
+        batch = self.source.stop()
+        self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
+        self._store(batch)
+
+    def breathe(self, now: int) -> None:
+        """Drain, if this is a moment at which the source can be drained."""
+        if self.recording and not self.paused and not self._busy:
+            self.drain()
+        else:
+            self.next_drain_ns = now + MIN_DRAIN_NS
+
+    def drain(self) -> None:
+        """Take what the source has and write everything there is."""
+        self._busy = True
+        try:
+            self._store(self.source.drain())
+        except Exception as error:
+            self.fail(f"the {self.source.name} source", error)
+        finally:
+            self._busy = False
+
+    def add_census(self, blocks: list[tuple[int, int]]) -> None:
+        """Add blocks (address, bytes) that were there when the source began to record."""
+        self._emit_events(
+            [self._on_ns] * len(blocks),
+            [_CENSUS] * len(blocks),
+            [block[0] for block in blocks],
+            [block[1] for block in blocks],
+            None,
+        )
+
+    def _store(self, batch: EventBatch) -> None:
+        count = len(batch.time_ns)
+        now = time_ns()
+        if batch.allocator_total_bytes is not None and count:
+            self._marks.append(
+                (batch.time_ns[-1], _MARK["allocator_total"], -1, batch.allocator_total_bytes)
+            )
+        self._emit_rows("names", self.names.pending)
+        self.names.pending = []
+        self._emit_rows("marks", self._marks)
+        self._marks = []
+        self._emit_rows("tags", self._tags)
+        self._tags = []
+        if count:
+            size = np.array(batch.size_bytes, np.int64)
+            action = np.where(size < 0, _FREE, _ALLOC).astype(np.int8)
+            self._emit_events(batch.time_ns, action, batch.address, np.abs(size), batch.stack)
+        if batch.census_frees:
+            times, addresses, sizes = zip(*batch.census_frees, strict=True)
+            self._emit_events(times, [_CENSUS_FREE] * len(times), addresses, sizes, None)
+        # Aim at DRAIN_EVENTS per batch, at the rate of this one.
+        elapsed = max(now - self._last_drain_ns, 1)
+        interval = DRAIN_NS if not count else elapsed * DRAIN_EVENTS // count
+        self._last_drain_ns = now
+        self.next_drain_ns = now + max(MIN_DRAIN_NS, min(DRAIN_NS, interval))
+
+    def _emit_events(
+        self, times: Any, actions: Any, addresses: Any, sizes: Any, stacks: list[int] | None
+    ) -> None:
+        count = len(times)
+        if not count:
+            return
+        columns = [
+            times,
+            actions,
+            np.zeros(count, np.int8),
+            np.array(addresses, np.uint64),
+            sizes,
+            sizes,
+            np.zeros(count, np.int64),
+            np.full(count, -1, np.int32) if stacks is None else stacks,
+        ]
+        self._emit("events", make_batch("events", columns))
+        self.events += count
+
+    def _emit_rows(self, table: str, rows: list[Any]) -> None:
+        if rows:
+            self._emit(table, make_batch(table, list(zip(*rows, strict=True))))
+
+    def _emit(self, table: str, batch: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self._held.append((table, batch))
+        else:
+            self._writer.write(table, batch)
+
+    # -- disk ----------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rank's folder is there."""
+        return self._writer is not None
+
+    def open(self, writer: RankWriter) -> None:
+        """Write to `writer` from here on, and first what was held back so far."""
+        self._writer = writer
+        held, self._held = self._held, []
+        for table, batch in held:
+            writer.write(table, batch)
+
+    def update_header(self, **changes: Any) -> None:
+        """Change what the rank's header says."""
+        if self._writer is not None:
+            self._writer.update(**changes)
+
+    def close(self) -> None:
+        """Write the rest and end the streams."""
+        self._store(EventBatch())
+        if self._writer is not None:
+            self._writer.close(
+                problems=self.problems, notes=self.source.notes, events=self.events, ended_ns=time_ns()
+            )
+            self._writer = None
+
+    def abandon(self) -> None:
+        """Forget everything, in a forked child: the files belong to the parent."""
+        self.active = self.recording = False
+        self._marks, self._tags, self._held = [], [], []
+        # Dropping the writer would end the parent's streams, so it is kept for good.
+        _ORPHANS.append(self._writer)
+        self._writer = None
+
+
+_ORPHANS: list[RankWriter | None] = []

@@ -1,0 +1,1 @@
+"""Reading a capture: `payload` for machines, `terminal` for people, both from `view`."""

@@ -1,0 +1,138 @@
+"""`memlens report --json`: one object that other programs rely on.
+
+Keys are only ever added. Sizes are whole bytes, times nanoseconds since the Unix epoch
+(`elapsed_ns`: since the rank's first event), and `null` means unknown. `categories` always sums to
+the total beside it. With rollup, the five published names stand wherever a category would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from memlens.events import Category
+from memlens.palette import series_of
+from memlens.report.view import (
+    Moment,
+    RankView,
+    ReportOptions,
+    choose_ranks,
+    view_rank,
+    warnings_of,
+)
+
+if TYPE_CHECKING:
+    from memlens.answers import Allocation, Growth, ModuleUsage, Peak, Step
+    from memlens.capture import Capture
+
+__all__ = ["payload"]
+
+Json = dict[str, Any]
+
+
+def payload(capture: Capture, options: ReportOptions) -> Json:
+    """The whole report as plain values, ready for `json.dumps`.
+
+    Raises:
+        UsageError: the rank or step asked for was not recorded.
+    """
+    info = capture.info
+    ranks = choose_ranks(capture, options.rank)
+    writer = _Writer(options.rollup)
+    return {
+        "format_version": info.format_version,
+        "name": info.name,
+        "path": info.path,
+        "source": info.source,
+        "world_size": info.world_size,
+        "command": list(info.command),
+        "created_ns": info.created_ns,
+        "torch_version": info.torch_version,
+        "memlens_version": info.memlens_version,
+        "rollup": options.rollup,
+        "warnings": list(warnings_of(capture, ranks)),
+        "ranks": [writer.rank(view_rank(rank, options)) for rank in ranks],
+    }
+
+
+class _Writer:
+    """Turns answers into plain values; knows only whether to roll categories up."""
+
+    def __init__(self, rollup: bool) -> None:
+        self._series = series_of(rollup)
+        self._name = {member: each.key for each in self._series for member in each.members}
+
+    def rank(self, view: RankView) -> Json:
+        coverage = view.rank.coverage
+        return {
+            "rank": view.rank.rank,
+            "device": view.rank.device,
+            "peak": self._peak(view.peak, view.start_ns),
+            "steps": [self._step(step) for step in view.steps],
+            "events": view.rank.events,
+            "lost_events": coverage.lost_events,
+            "coverage": asdict(coverage),
+            "at": self._moment(view.moment, view.inferred_bytes),
+            "modules": [self._module(usage) for usage in view.modules],
+            "allocations": [self._allocation(block) for block in view.allocations],
+            "allocations_count": view.allocations_count,
+            "growth": [self._growth(group) for group in view.growth],
+        }
+
+    def _categories(self, categories: Mapping[Category, int]) -> dict[str, int]:
+        return {each.key: each.amount(categories) for each in self._series}
+
+    def _peak(self, peak: Peak, start_ns: int) -> Json:
+        return {
+            "time_ns": peak.time_ns,
+            "elapsed_ns": peak.time_ns - start_ns,
+            "step": peak.step,
+            "phase": peak.phase.value,
+            "module": peak.module,
+            "allocated_bytes": peak.allocated_bytes,
+            "reserved_bytes": peak.reserved_bytes,
+            "categories": self._categories(peak.categories),
+        }
+
+    def _step(self, step: Step) -> Json:
+        return {
+            "step": step.step,
+            "start_ns": step.start_ns,
+            "end_ns": step.end_ns,
+            "peak_ns": step.peak_ns,
+            "peak_bytes": step.peak_bytes,
+            "end_bytes": step.end_bytes,
+            "categories": self._categories(step.categories),
+            "end_categories": self._categories(step.end_categories),
+        }
+
+    def _moment(self, moment: Moment, inferred: Mapping[Category, int]) -> Json:
+        """The moment that modules and allocations describe: the peak, or that of a given step."""
+        return {
+            "time_ns": moment.time_ns,
+            "step": moment.step,
+            "phase": moment.phase.value if moment.phase else None,
+            "allocated_bytes": moment.allocated_bytes,
+            "categories": self._categories(moment.categories),
+            "inferred": self._categories(inferred),
+        }
+
+    def _module(self, usage: ModuleUsage) -> Json:
+        return {
+            "module": usage.module,
+            "class_name": usage.class_name,
+            "total_bytes": usage.total_bytes,
+            "categories": self._categories(usage.categories),
+        }
+
+    def _allocation(self, block: Allocation) -> Json:
+        values = asdict(block)
+        return values | {
+            "category": self._name[block.category],
+            "certainty": block.certainty.value,
+            "phase": block.phase.value,
+        }
+
+    def _growth(self, group: Growth) -> Json:
+        return asdict(group) | {"category": self._name[group.category]}

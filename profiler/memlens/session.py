@@ -1,0 +1,339 @@
+"""A session: everything that is recorded in one process, from `start` to `stop`."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from time import time_ns
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from memlens import __version__
+from memlens.errors import OutputExistsError, SessionActiveError, UsageError
+from memlens.heartbeat import Heartbeat
+from memlens.identity import find_rank
+from memlens.names import Names
+from memlens.observers.backward import BackwardObserver
+from memlens.observers.census import existing_blocks, learn_existing_objects
+from memlens.observers.inputs import InputObserver
+from memlens.observers.job_profiler import JobProfilerObserver
+from memlens.observers.modules import ModuleObserver
+from memlens.observers.optimizers import OptimizerObserver
+from memlens.observers.parameters import Parameters
+from memlens.options import Options
+from memlens.recorder import Recorder
+from memlens.runs import create_run
+from memlens.sources.cpu import CpuSource
+from memlens.writer import RankWriter
+
+if TYPE_CHECKING:
+    from memlens.capture import Capture
+
+__all__ = ["Session", "current_session"]
+
+_current: Session | None = None
+
+
+def current_session() -> Session | None:
+    """The session that records in this process, if there is one."""
+    return _current
+
+
+class Session:
+    """Records this process. `memlens.profile` makes one; use it as a context manager.
+
+    Args:
+        options: what to record.
+        run: the run's folder, if another process made it; None makes one from `options`.
+        wait: hold everything in memory until the process turns out to train a model.
+        model: models to name first; others are found without help.
+        optimizer: optimizers to know from the start; others are found without help.
+        on_close: called when the capture is complete.
+
+    Raises:
+        SessionActiveError: another session records in this process (from `start`).
+        OutputExistsError: the output folder is already there (from `start`).
+        SourceError: this process can not be recorded (from `start`).
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        run: Path | None = None,
+        wait: bool = False,
+        model: torch.nn.Module | Iterable[torch.nn.Module] | None = None,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        on_close: Callable[[Session], None] | None = None,
+    ) -> None:
+        self._on_close = on_close
+        self._options = options
+        self._run = run
+        self._wait = wait
+        self._models = _as_list(model, torch.nn.Module)
+        self._optimizers = _as_list(optimizer, torch.optim.Optimizer)
+        self._undo = ExitStack()
+        self._recorder: Recorder | None = None
+        self._started = self._stopping = False
+        self.rank: int | None = None
+        """Which rank this process is; None as long as that is not known."""
+        self.events = 0
+        """How many allocations and frees were recorded, once the session has stopped."""
+        self.is_recorded = False
+        """There is a capture of this process on disk."""
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> Session:
+        """Begin to record."""
+        global _current
+        if self._options.disabled:
+            return self
+        if self._started:
+            raise SessionActiveError("this session was started before; make a new one")
+        if _current is not None:
+            raise SessionActiveError(
+                "a memlens session is already recording in this process; stop it first "
+                "(the job may already run under `memlens run`)"
+            )
+        names = Names()
+        source = CpuSource(names, stack_depth=self._options.stack_depth)
+        recorder = self._recorder = Recorder(source, names)
+        recorder.on_fault = self._on_fault
+        self._source = source
+        try:
+            self._install(recorder)
+        except BaseException:
+            recorder.active = False
+            if recorder.recording:
+                recorder.stop_source()
+            self._undo.close()
+            self._recorder = None
+            raise
+        self._started = True
+        _current = self
+        atexit.register(self.stop)
+        return self
+
+    def _install(self, recorder: Recorder) -> None:
+        if self._wait:
+            recorder.on_evidence = self._open
+        elif not self._options.starts_late:
+            recorder.start_source()  # first of all: where it fails, nothing is on disk yet
+        if not self._wait:
+            self._open()
+        recorder.active = True
+        parameters = self._parameters = Parameters(recorder)
+        modules = ModuleObserver(recorder, parameters)
+        optimizers = self._optimizer_observer = OptimizerObserver(recorder, parameters)
+        inputs = InputObserver(recorder, parameters)
+        modules.on_root += [inputs.on_root, self._on_root]
+        optimizers.on_step.append(self._on_step)
+        self._weights_step = -1
+        for observer in (
+            modules,
+            BackwardObserver(recorder, parameters),
+            optimizers,
+            inputs,
+            JobProfilerObserver(recorder, self._begin_recording),
+            Heartbeat(recorder),
+        ):
+            observer.install(self._undo)
+        modules.learn_existing([part for model in self._models for part in model.modules()])
+        for optimizer in self._optimizers:
+            optimizers.learn(optimizer)
+        learn_existing_objects(modules, optimizers)
+        self._on_step(0)
+
+    def stop(self) -> None:
+        """Stop recording, put torch back as it was and close the capture."""
+        global _current
+        recorder = self._recorder
+        if recorder is None or self._stopping:
+            return
+        self._stopping = True
+        atexit.unregister(self.stop)
+        try:
+            if recorder.active:
+                self._parameters.tag_weights()
+                self._parameters.tag_gradients()
+        except Exception as error:
+            recorder.fail("parameter observer", error)
+        recorder.active = False
+        self._finish(recorder)
+        self._recorder = _current = None
+
+    def _finish(self, recorder: Recorder) -> None:
+        self.is_recorded = recorder.is_open
+        for finish in (recorder.stop_source, self._undo.close, self._note_rank, recorder.close):
+            try:
+                finish()
+            except Exception as error:
+                recorder.problem(f"closing failed ({type(error).__name__}: {error})")
+        self.events = recorder.events
+        if self._on_close is not None:
+            self._on_close(self)
+
+    def __enter__(self) -> Session:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def run(self) -> Path | None:
+        """The run's folder; None when recording is switched off by MEMLENS_DISABLE."""
+        return self._run
+
+    @property
+    def capture(self) -> Capture:
+        """What was recorded, once the session has stopped.
+
+        Raises:
+            UsageError: the session still records, never did, or is switched off.
+        """
+        if self._recorder is not None:
+            raise UsageError("the session still records; leave the `with` block, or call stop()")
+        if not self._started or self._run is None:
+            raise UsageError("nothing was recorded (MEMLENS_DISABLE is set, or start() not called)")
+        from memlens.capture import load
+
+        return load(self._run)
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _on_root(self, module: torch.nn.Module) -> None:
+        step = self._optimizer_observer.step
+        if self._recorder is not None:
+            self._recorder.trace_calls(True)
+        if step != self._weights_step:
+            self._weights_step = step
+            self._parameters.tag_weights()
+            self._note_rank()
+
+    def _on_step(self, step: int) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            return
+        recorder.trace_calls(False)
+        first, last = self._options.first_step, self._options.last_step
+        if last is not None and step >= last:
+            recorder.stop_source()
+        elif step == first:
+            self._begin_recording()
+
+    def _begin_recording(self) -> None:
+        """Let the source record, and account for everything that is there already."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+        recorder.start_source()
+        recorder.add_census(existing_blocks(self._source.device_type, self._source.watch))
+        self._parameters.retag()
+        self._optimizer_observer.retag()
+
+    def _on_fault(self) -> None:
+        recorder = self._recorder
+        # Inside the autograd engine the source can not be stopped; then it waits for stop().
+        if recorder is not None and not recorder.paused:
+            self.stop()
+
+    # -- disk ----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        recorder = self._recorder
+        if recorder is None or recorder.is_open:
+            return
+        if self._run is None:
+            self._run = create_run(self._options, command=tuple(sys.argv))
+        self.rank, world_size = find_rank()
+        header = {
+            "rank": self.rank,
+            "world_size": world_size,
+            "source": self._source.name,
+            "devices": list(self._source.devices),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_ns": time_ns(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "memlens": __version__,
+            "threads": torch.get_num_threads(),
+            "stack_depth": self._options.stack_depth,
+            "first_step": self._options.first_step,
+            "last_step": self._options.last_step,
+            "problems": recorder.problems,
+            "notes": self._source.notes,
+        }
+        recorder.open(_make_writer(self._run, self.rank, header))
+
+    def _note_rank(self) -> None:
+        recorder = self._recorder
+        if recorder is None or not recorder.is_open:
+            return
+        rank, world_size = find_rank()
+        if rank is not None and rank != self.rank:
+            self.rank = rank
+            recorder.update_header(rank=rank, world_size=world_size)
+
+    def abandon(self) -> None:
+        """Forget the session, in a forked child that is not the process it began in."""
+        global _current
+        _current = None
+        recorder, self._recorder = self._recorder, None
+        atexit.unregister(self.stop)
+        if recorder is not None:
+            was_recording = recorder.recording
+            recorder.abandon()
+            if was_recording:
+                self._source.abandon()
+            self._undo.close()
+
+
+def _make_writer(run: Path, rank: int | None, header: dict[str, object]) -> RankWriter:
+    # Two processes may take themselves for the same rank (two scripts one after the other, on a
+    # host without a launcher); the second gets a folder of its own name.
+    names = [f"process-{socket.gethostname()}-{os.getpid()}"]
+    if rank is not None:
+        names.insert(0, f"rank-{rank:05d}")
+    names += [f"{names[0]}-{number}" for number in range(2, 100)]
+    for name in names:
+        try:
+            return RankWriter(run / name, header)
+        except FileExistsError:
+            continue
+    raise OutputExistsError(f"{run} is full of captures of rank {rank}; choose another folder")
+
+
+def _as_list(value: object, kind: type) -> list:  # type: ignore[type-arg]
+    if value is None:
+        return []
+    if isinstance(value, kind):
+        return [value]
+    items = list(value)  # type: ignore[call-overload]
+    if not all(isinstance(item, kind) for item in items):
+        raise UsageError(f"expected a {kind.__name__} or several, got {value!r:.80}")
+    return items
+
+
+def _after_fork_in_child() -> None:
+    session = _current
+    if session is not None:
+        session.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

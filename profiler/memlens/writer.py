@@ -1,0 +1,94 @@
+"""Writes one rank's folder, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from memlens.events import Action, Category, Certainty, MarkKind, NameKind
+from memlens.format import (
+    CHECKSUM_KEY,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    RANK_FILE,
+    SCHEMAS,
+    batch_checksum,
+    write_json,
+)
+
+__all__ = ["RankWriter", "make_batch"]
+
+_DICTIONARIES = {
+    ("names", "kind"): NameKind,
+    ("marks", "kind"): MarkKind,
+    ("tags", "category"): Category,
+    ("tags", "certainty"): Certainty,
+    ("events", "action"): Action,
+}
+
+
+def _dictionary(enum: type[Enum]) -> pa.Array:
+    return pa.array([member.value for member in enum], pa.string())
+
+
+_VALUES = {key: _dictionary(enum) for key, enum in _DICTIONARIES.items()}
+
+
+def make_batch(table: str, columns: Sequence[Any]) -> pa.RecordBatch:
+    """Turn columns (lists or numpy arrays, enumerators as positions) into one batch of a stream."""
+    schema = SCHEMAS[table]
+    arrays = []
+    for field, column in zip(schema, columns, strict=True):
+        values = _VALUES.get((table, field.name))
+        if values is None:
+            arrays.append(pa.array(column, field.type))
+        else:
+            arrays.append(pa.DictionaryArray.from_arrays(pa.array(column, pa.int8()), values))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+class RankWriter:
+    """The four streams and `rank.json` of one process.
+
+    Args:
+        folder: where they go; made here, and must not exist.
+        header: what `rank.json` says from the start.
+
+    Raises:
+        FileExistsError: the folder is already there.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self._header = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **header, "closed": False}
+        self.update()
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        self._streams: dict[str, Any] = {}
+        self._rows = dict.fromkeys(SCHEMAS, 0)
+        for table, schema in SCHEMAS.items():
+            # OSFile hands each batch to the kernel at once; Python's open() would buffer the last.
+            sink = pa.OSFile(str(folder / f"{table}.arrow"), "wb")
+            self._streams[table] = (sink, pa.ipc.new_stream(sink, schema, options=options))
+
+    def update(self, **changes: Any) -> None:
+        """Change what `rank.json` says."""
+        self._header.update(changes)
+        write_json(self.folder / RANK_FILE, self._header)
+
+    def write(self, table: str, batch: pa.RecordBatch) -> None:
+        """Append one batch to a stream."""
+        self._streams[table][1].write_batch(batch, {CHECKSUM_KEY: batch_checksum(batch)})
+        self._rows[table] += batch.num_rows
+
+    def close(self, **changes: Any) -> None:
+        """End the streams and say in `rank.json` that the session closed in good order."""
+        for sink, stream in self._streams.values():
+            stream.close()
+            sink.close()
+        self._streams = {}
+        self.update(closed=True, rows=self._rows, **changes)

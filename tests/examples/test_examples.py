@@ -1,0 +1,208 @@
+"""Each example, run plainly and under memlens: the same training, and a capture that adds up."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import memlens
+from memlens.events import Category
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = Path(sys.executable).parent
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """One script and how a person would start it."""
+
+    script: str
+    arguments: tuple[str, ...]
+    steps: int
+    launcher: tuple[str, ...] = ("python",)
+    """What starts the script without memlens."""
+    named_launcher: bool = False
+    """Start it as `memlens run -- LAUNCHER script`, not as `memlens run script`."""
+    ranks: int = 1
+    moments: int = 2
+    """Optimizer state, in values per parameter value."""
+    one_thread: bool = False
+
+    def plain_command(self) -> list[str]:
+        options = ["--steps", str(self.steps), "--checksum", *self.arguments]
+        return [*self.launcher, str(EXAMPLES / self.script), *options]
+
+    def profiled_command(self, capture: Path) -> list[str]:
+        plain = self.plain_command()
+        job = ["--", *plain] if self.named_launcher else plain[len(self.launcher) :]
+        return ["memlens", "run", "--out", str(capture), *job]
+
+
+LLAMA = ("--batch", "2", "--seq", "64")
+
+EXAMPLE_RUNS = [
+    Example("language_model.py", LLAMA, steps=6),
+    # More than one epoch, so that an evaluation stands between two training steps.
+    Example(
+        "vision.py",
+        ("--batch", "32"),
+        steps=10,
+        named_launcher=True,
+        moments=1,
+        one_thread=True,
+    ),
+    Example("hf_trainer.py", LLAMA, steps=6),
+    Example(
+        "ddp.py",
+        LLAMA,
+        steps=4,
+        launcher=("torchrun", "--standalone", "--nproc-per-node", "2"),
+        named_launcher=True,
+        ranks=2,
+        one_thread=True,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """An example's run under memlens."""
+
+    job: subprocess.CompletedProcess[str]
+    capture: Path
+    leftovers: list[str]
+    """What the job and memlens left in the folder that they were started in."""
+
+
+def run(command: list[str], folder: Path, *, one_thread: bool) -> subprocess.CompletedProcess[str]:
+    """Run a command the way a shell in this environment would."""
+    # Options set for the tests' own session must not decide what is recorded here.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEMLENS_")}
+    environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
+    environment["HF_HUB_OFFLINE"] = "1"
+    if one_thread:
+        # Two processes with two threads each would fight for two cores.
+        environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=EXAMPLE_RUNS, ids=lambda example: example.script[:-3])
+def example(request: pytest.FixtureRequest) -> Example:
+    chosen: Example = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def plain(
+    example: Example, tmp_path_factory: pytest.TempPathFactory
+) -> subprocess.CompletedProcess[str]:
+    folder = tmp_path_factory.mktemp("plain")
+    return run(example.plain_command(), folder, one_thread=example.one_thread)
+
+
+@pytest.fixture(scope="module")
+def profiled(example: Example, tmp_path_factory: pytest.TempPathFactory) -> Profiled:
+    folder = tmp_path_factory.mktemp("profiled")
+    capture = tmp_path_factory.mktemp("captures") / "run"
+    job = run(example.profiled_command(capture), folder, one_thread=example.one_thread)
+    return Profiled(job, capture, [path.name for path in folder.iterdir()])
+
+
+def losses(stdout: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"^step \d+ loss (\S+)$", stdout, re.MULTILINE)]
+
+
+def parameter_bytes(stdout: str) -> int:
+    match = re.search(r"^(\d+) parameters$", stdout, re.MULTILINE)
+    assert match is not None
+    return FLOAT32_BYTES * int(match[1])
+
+
+def test_trains_without_memlens(example: Example, plain: subprocess.CompletedProcess[str]) -> None:
+    assert plain.returncode == 0, plain.stderr
+
+    values = losses(plain.stdout)
+    assert len(values) == example.steps
+    assert all(math.isfinite(value) for value in values)
+    assert values[-1] < values[0]
+    assert re.search(r"^weights [0-9a-f]{64}$", plain.stdout, re.MULTILINE)
+
+
+def test_is_the_same_training_under_memlens(
+    plain: subprocess.CompletedProcess[str], profiled: Profiled
+) -> None:
+    assert profiled.job.returncode == 0, profiled.job.stderr
+    # Losses are printed with all their digits and the weights as a hash, so equal text means equal
+    # bits. It also means that memlens wrote nothing to the job's standard output.
+    assert profiled.job.stdout == plain.stdout
+    assert profiled.leftovers == []
+
+
+def test_capture_is_complete(example: Example, profiled: Profiled) -> None:
+    capture = memlens.load(profiled.capture)
+
+    # One stream for each training process: DataLoader workers and launchers are none.
+    assert [rank.rank for rank in capture.ranks] == list(range(example.ranks))
+    for rank in capture.ranks:
+        assert rank.device == "cpu"
+        coverage = rank.coverage
+        assert coverage.complete, coverage.problems
+        assert coverage.problems == ()
+        assert coverage.lost_events == 0
+        assert coverage.witness_difference_bytes == 0
+
+
+def test_categories_add_up_at_every_event(profiled: Profiled) -> None:
+    for rank in memlens.load(profiled.capture).ranks:
+        timeline = rank.timeline()
+        assert len(timeline.time_ns) > 1000
+        assert set(timeline.categories) == set(Category)
+        total = np.sum([timeline.categories[category] for category in Category], axis=0)
+        np.testing.assert_array_equal(total, timeline.allocated_bytes)
+        assert all(int(held.min()) >= 0 for held in timeline.categories.values())
+
+        peak = rank.peak()
+        assert peak.allocated_bytes == int(timeline.allocated_bytes.max())
+        assert sum(peak.categories.values()) == peak.allocated_bytes
+
+
+def test_almost_nothing_is_unknown_at_the_peak(profiled: Profiled) -> None:
+    for rank in memlens.load(profiled.capture).ranks:
+        peak = rank.peak()
+        assert peak.categories[Category.UNKNOWN] < peak.allocated_bytes / 100, peak.categories
+
+
+def test_what_is_known_beforehand_is_found(
+    example: Example, plain: subprocess.CompletedProcess[str], profiled: Profiled
+) -> None:
+    """Weights, gradients and optimizer state have sizes that follow from the model alone."""
+    model_bytes = parameter_bytes(plain.stdout)
+    for rank in memlens.load(profiled.capture).ranks:
+        steps = rank.steps()
+        assert example.steps <= len(steps) <= example.steps + 1  # what follows the last
+        # The last of these may lie after the training, so look at the one before it.
+        end = steps[-2].end_categories
+        # Above the plain sum: buffers (running statistics, rotary tables) and step counters.
+        assert model_bytes <= end[Category.WEIGHT] < 1.01 * model_bytes
+        state = example.moments * model_bytes
+        assert state <= end[Category.OPTIMIZER_STATE] < 1.01 * state
+        assert end[Category.GRADIENT] == model_bytes
+        assert end[Category.MASTER_WEIGHT] == 0
