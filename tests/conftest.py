@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-# `support` is no package of memlens, so in importlib mode pytest does not find it by itself. Only
-# this folder is added: with the repository's root, the source roots could be imported as packages.
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+from tests.support.traces import nothing_left_behind
+
+
+@pytest.fixture(autouse=True)
+def torch_is_as_it_was() -> Iterator[None]:
+    """After every test: no hook, patch, mode, thread, open file or running profiler is left."""
+    with nothing_left_behind():
+        yield

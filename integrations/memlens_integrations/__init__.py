@@ -1,0 +1,14 @@
+"""What memlens knows of other libraries, one small file each.
+
+The table maps a name to "module:Class" of an adapter (see `memlens.adapters.Adapter`); nothing is
+imported until a session starts. Other packages add theirs by an entry point of the group
+`memlens.adapters`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ADAPTERS"]
+
+ADAPTERS: dict[str, str] = {
+    "ddp": "memlens_integrations.ddp:DistributedDataParallelAdapter",
+}

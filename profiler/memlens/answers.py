@@ -168,6 +168,8 @@ class Coverage:
     """Largest difference between our running total and the allocator's own; 0 when they agree."""
     problems: tuple[str, ...]
     """What went wrong while recording or reading, one sentence each."""
+    notes: tuple[str, ...] = ()
+    """What was left out on purpose, one sentence each."""
 
 
 @dataclass(frozen=True)

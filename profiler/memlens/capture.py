@@ -31,7 +31,9 @@ from memlens.attribution.segments import PHASES, Segments, segment
 from memlens.errors import CaptureError
 from memlens.events import Category, Certainty, MarkKind
 from memlens.format import RANK_FILE, RUN_FILE, codes
-from memlens.reader import RankData, read_header, read_rank
+from memlens.headers import RUN_FIELDS, read_header
+from memlens.numbering import number_ranks
+from memlens.reader import RankData, read_rank
 
 __all__ = ["Capture", "RankCapture", "load"]
 
@@ -50,14 +52,18 @@ def load(run: str | os.PathLike[str]) -> Capture:
     folder = Path(run)
     if not folder.is_dir():
         raise CaptureError(f"no such run folder: {folder}")
-    header = read_header(folder / RUN_FILE, what="run")
-    ranks = sorted(path.parent for path in folder.glob(f"*/{RANK_FILE}"))
-    if not ranks:
+    header = read_header(folder / RUN_FILE, RUN_FIELDS, what="run")
+    folders = sorted({path.parent for path in folder.glob("*/*.arrow")})
+    folders += sorted({path.parent for path in folder.glob(f"*/{RANK_FILE}")} - set(folders))
+    if not folders:
         raise CaptureError(
-            f"{folder} holds no rank: the job has not trained a model with torch "
-            "(or was stopped before it did)"
+            f"{folder} holds no rank: no process of the job trained a model with torch (or it was "
+            "stopped before it did, or its Python ignores PYTHONPATH: -I, -E, -S)"
         )
-    return Capture(folder, header, [(path, read_rank(path)) for path in ranks])
+    ranks = [(path, read_rank(path)) for path in folders]
+    # A process that merely starts those who train is none of them.
+    trained = [item for item in ranks if item[1].header["trains"]]
+    return Capture(folder, header, trained or ranks)
 
 
 class Capture:
@@ -67,35 +73,33 @@ class Capture:
         self, folder: Path, header: dict[str, Any], ranks: list[tuple[Path, RankData]]
     ) -> None:
         self.path = folder
-        given = [data.header.get("rank") for _, data in ranks]
-        taken = {rank for rank in given if isinstance(rank, int)}
-        spare = (number for number in range(len(ranks) + len(taken)) if number not in taken)
-        captures = []
-        for (_, data), rank in zip(ranks, given, strict=True):
-            number = rank if isinstance(rank, int) else next(spare)
-            for device in range(len(data.header["devices"])):
-                captures.append(RankCapture(data, number, device))
+        ranks = sorted(ranks, key=lambda item: item[1].header["started_ns"])
+        first = ranks[0][1].header
+        world_size = max(data.header["world_size"] for _, data in ranks)
+        numbers, problems = number_ranks([data.header["rank"] for _, data in ranks], world_size)
+        captures = [
+            RankCapture(data, number, device)
+            for (_, data), number in zip(ranks, numbers, strict=True)
+            for device in range(len(data.header["devices"]))
+        ]
         self.ranks: tuple[RankCapture, ...] = tuple(
             sorted(captures, key=lambda item: (item.rank, item.device))
         )
         """One per rank and device."""
-        first = ranks[0][1].header
-        worlds = [data.header.get("world_size", 1) for _, data in ranks]
         self.info = RunInfo(
             path=str(folder),
             name=folder.absolute().name,
             format_version=header["version"],
-            source=str(first.get("source")),
-            world_size=max([*worlds, 1]),
-            command=tuple(map(str, header.get("command", ()))),
-            created_ns=int(header.get("created_ns", 0)),
-            torch_version=first.get("torch"),
-            memlens_version=str(header.get("memlens")),
+            source=first["source"],
+            world_size=world_size,
+            command=tuple(header["command"]),
+            created_ns=header["created_ns"],
+            torch_version=first["torch"],
+            memlens_version=header["memlens"],
         )
-        missing = sorted(set(range(self.info.world_size)) - {item.rank for item in self.ranks})
-        self.problems: tuple[str, ...] = (
-            (f"no capture of rank {', '.join(map(str, missing))}",) if missing else ()
-        )
+        if not any(data.header["trains"] for _, data in ranks):
+            problems.append("no training was seen: no module, backward or optimizer")
+        self.problems: tuple[str, ...] = tuple(problems)
         """What is wrong with the run as a whole; ranks have problems of their own."""
 
     def rank(self, number: int) -> RankCapture:
@@ -163,10 +167,8 @@ class RankCapture:
         header, blocks = self._data.header, self.blocks
         on, off = self._mark_times("recording_on"), self._mark_times("recording_off")
         blind = int((on[1:] - off[: len(on) - 1]).sum()) if len(on) > 1 else 0
-        problems = [str(text) for text in header.get("problems", ())]
-        closed = header.get("closed") is True
-        if not closed:
-            problems.append("the process was killed while it recorded; its last moments are missing")
+        problems = [*header["problems"], *self._data.problems]
+        closed: bool = header["closed"]
         difference = self._witness_difference()
         return Coverage(
             complete=closed and not problems and not blocks.lost_events and not difference,
@@ -175,6 +177,7 @@ class RankCapture:
             uncovered_bytes=self.attribution.uncovered_bytes,
             witness_difference_bytes=difference,
             problems=tuple(problems),
+            notes=tuple(header["notes"]),
         )
 
     def _witness_difference(self) -> int:

@@ -164,7 +164,7 @@ def _stacks() -> Check:
             Status.PROBLEM,
             "another Python profiler is active (sys.setprofile); there can be one at a time",
         )
-    return Check("recording", "Python stacks", Status.OK, "per allocation")
+    return Check("recording", "Python stacks", Status.OK, "of allocations (run --stacks)")
 
 
 def _cuda() -> Check:

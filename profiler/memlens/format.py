@@ -11,13 +11,18 @@
 
 An Arrow *stream* is readable up to its last whole batch after `kill -9`; an Arrow file or a Parquet
 file is not. Enumerators are stored by name (dictionary-encoded, so they cost a byte or less).
+
+Each batch carries a checksum, and its place: how many rows all streams of the rank held before it.
+So a reader sees where a batch is missing, in whichever stream, and takes nothing from behind it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import zlib
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 
 __all__ = [
     "CHECKSUM_KEY",
+    "PLACE_KEY",
     "FORMAT_NAME",
     "FORMAT_VERSION",
     "RANK_FILE",
@@ -44,6 +50,9 @@ FORMAT_VERSION = 1
 RUN_FILE = "run.json"
 RANK_FILE = "rank.json"
 CHECKSUM_KEY = b"crc32"
+PLACE_KEY = b"rows_before"
+MOST_JSON_BYTES = 16 * 2**20
+"""A larger file is none of ours; a command line has 2 MiB at most."""
 
 _ENUM = pa.dictionary(pa.int8(), pa.string())
 
@@ -105,8 +114,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old or the new content, never half of one."""
     text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, default=str)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,9 +128,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is not a JSON object, or not the one that was written.
+        RecursionError: it nests deeper than anything of ours.
         OSError: it cannot be read.
     """
-    content = json.loads(path.read_bytes())
+    if stat.S_ISDIR(path.stat().st_mode):
+        raise IsADirectoryError("it is a folder")
+    if not path.is_file():  # a pipe would be waited for, a device read for ever
+        raise ValueError("it is not an ordinary file")
+    with path.open("rb") as file:
+        data = file.read(MOST_JSON_BYTES + 1)
+    if len(data) > MOST_JSON_BYTES:
+        raise ValueError(f"it is larger than {MOST_JSON_BYTES} bytes")
+    content = json.loads(data)
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
     if content.pop("checksum", None) != _checksum(content):
@@ -128,12 +151,14 @@ def _checksum(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode())
 
 
-def batch_checksum(batch: pa.RecordBatch) -> bytes:
-    """CRC-32 of a batch's values; Arrow's own streams would let a flipped bit through."""
-    value = zlib.crc32(str(batch.num_rows).encode())
+def batch_checksum(batch: pa.RecordBatch, place: bytes) -> bytes:
+    """CRC-32 of a batch's values and place; Arrow's own streams would let a flipped bit through."""
+    value = zlib.crc32(b"%d rows after %s" % (batch.num_rows, place))
     for column in batch.columns:
-        array = column.indices if pa.types.is_dictionary(column.type) else column
-        for buffer in array.buffers():
+        if isinstance(column, pa.DictionaryArray):
+            value = zlib.crc32("\0".join(column.dictionary.to_pylist()).encode(), value)
+            column = column.indices
+        for buffer in column.buffers():
             if buffer is not None:
                 value = zlib.crc32(buffer, value)
     return str(value).encode()

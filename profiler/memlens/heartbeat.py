@@ -15,7 +15,7 @@ from memlens.recorder import Recorder
 
 __all__ = ["Heartbeat"]
 
-_PERIOD_S = 0.5
+_PERIOD_S = 0.1
 
 _current: Heartbeat | None = None
 
@@ -30,7 +30,7 @@ def _pending(_: object) -> int:
 
 
 class Heartbeat:
-    """Calls `Recorder.breathe` on the main thread about twice a second."""
+    """Calls `Recorder.breathe` on the main thread when it is due and nobody else has."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -48,7 +48,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):
-            ctypes.pythonapi.Py_AddPendingCall(_pending, None)
+            if time_ns() >= self._recorder.next_drain_ns:
+                ctypes.pythonapi.Py_AddPendingCall(_pending, None)
 
     def beat(self) -> None:
         """Drain, unless observers have just done so."""

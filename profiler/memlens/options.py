@@ -10,10 +10,11 @@ from pathlib import Path
 
 from memlens.errors import UsageError
 
-__all__ = ["DEFAULT_STACK_DEPTH", "Options", "parse_steps"]
+__all__ = ["DEFAULT_STACK_DEPTH", "Options", "is_disabled", "parse_steps"]
 
 DEFAULT_STACK_DEPTH = 32
 _TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", "none"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Options:
     """Record from this training step on; 0 records from the very start, model creation included."""
     last_step: int | None = None
     """Record up to this step, which is not recorded any more; None records to the end."""
+    stacks: bool = True
+    """Record the Python stack of each allocation."""
     stack_depth: int = DEFAULT_STACK_DEPTH
-    """Innermost Python frames kept per allocation; 0 records no stacks."""
+    """Innermost Python frames kept per allocation."""
     device: str = "cpu"
     """Kind of device whose allocator is recorded."""
     disabled: bool = False
@@ -42,8 +45,8 @@ class Options:
                 f"device {self.device!r} can not be recorded yet, only 'cpu'; "
                 "leave the option out, or move the job to the CPU"
             )
-        if self.stack_depth < 0:
-            raise UsageError(f"stack depth must be 0 (off) or more, not {self.stack_depth}")
+        if self.stack_depth < 1:
+            raise UsageError(f"stack depth must be 1 or more, not {self.stack_depth}")
 
     @property
     def starts_late(self) -> bool:
@@ -55,7 +58,8 @@ class Options:
         last = "" if self.last_step is None else str(self.last_step)
         return {
             "MEMLENS_STEPS": f"{self.first_step}:{last}",
-            "MEMLENS_STACKS": str(self.stack_depth),
+            "MEMLENS_STACKS": "1" if self.stacks else "0",
+            "MEMLENS_STACK_DEPTH": str(self.stack_depth),
             "MEMLENS_DEVICE": self.device,
         }
 
@@ -67,18 +71,24 @@ class Options:
             UsageError: one of them is not valid.
         """
         first, last = parse_steps(environment.get("MEMLENS_STEPS") or "0:")
-        depth = environment.get("MEMLENS_STACKS") or str(DEFAULT_STACK_DEPTH)
-        if not depth.isdigit():
-            raise UsageError(f"MEMLENS_STACKS must be a number of frames, 0 for none: {depth!r}")
+        depth = environment.get("MEMLENS_STACK_DEPTH") or str(DEFAULT_STACK_DEPTH)
+        if not depth.isdecimal():
+            raise UsageError(f"MEMLENS_STACK_DEPTH must be a number of frames, not {depth!r}")
         out = environment.get("MEMLENS_OUT")
         return cls(
             out=Path(out) if out else None,
             first_step=first,
             last_step=last,
+            stacks=environment.get("MEMLENS_STACKS", "").lower() not in _FALSE,
             stack_depth=int(depth),
             device=environment.get("MEMLENS_DEVICE") or "cpu",
-            disabled=environment.get("MEMLENS_DISABLE", "").lower() in _TRUE,
+            disabled=is_disabled(environment),
         )
+
+
+def is_disabled(environment: Mapping[str, str]) -> bool:
+    """Whether memlens is switched off as a whole."""
+    return environment.get("MEMLENS_DISABLE", "").strip().lower() in _TRUE
 
 
 def parse_steps(text: str) -> tuple[int, int | None]:

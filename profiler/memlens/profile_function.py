@@ -24,7 +24,7 @@ def profile(
     out: str | os.PathLike[str] | None = None,
     name: str | None = None,
     steps: str | tuple[int, int | None] | None = None,
-    stacks: bool = True,
+    stacks: bool | None = None,
     stack_depth: int | None = None,
     device: str | None = None,
 ) -> Session:
@@ -45,7 +45,7 @@ def profile(
         out: the run's folder; must not exist. Default: `memlens-runs/<time>-<name>`.
         name: ends the name of that default folder. Default: the script's name.
         steps: which training steps to record, `"3:8"` or `(3, 8)` for steps 3 to 7. Default: all.
-        stacks: whether to record the Python stack of each allocation.
+        stacks: whether to record the Python stack of each allocation. Default: yes.
         stack_depth: how many innermost frames to keep. Default: 32.
         device: kind of device whose allocator is recorded. Default: "cpu".
 
@@ -60,9 +60,9 @@ def profile(
     if steps is not None:
         first, last = parse_steps(steps) if isinstance(steps, str) else steps
         options = replace(options, first_step=first, last_step=last)
-    if not stacks:
-        options = replace(options, stack_depth=0)
-    elif stack_depth is not None:
+    if stacks is not None:
+        options = replace(options, stacks=stacks)
+    if stack_depth is not None:
         options = replace(options, stack_depth=stack_depth)
     if device is not None:
         options = replace(options, device=device)

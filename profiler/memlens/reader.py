@@ -1,4 +1,8 @@
-"""Reads one rank's folder into arrays. A damaged one gives an error, never wrong numbers."""
+"""Reads one rank's folder into arrays. A damaged one gives an error, never wrong numbers.
+
+The streams of a process that was killed end somewhere, each for itself. Batches say how many rows came
+before them in all streams together, so the longest beginning in which nothing is missing can be told.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,22 @@ import pyarrow as pa
 
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
-from memlens.format import (
-    CHECKSUM_KEY,
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    RANK_FILE,
-    SCHEMAS,
-    batch_checksum,
-    codes,
-    read_json,
-)
+from memlens.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, batch_checksum, codes
+from memlens.headers import MOST, RANK_FIELDS, one_line, read_header
 
-__all__ = ["NameTables", "RankData", "read_header", "read_rank"]
+__all__ = ["NameTables", "RankData", "read_rank"]
 
 Array = npt.NDArray[Any]
 
-_ENUMS: dict[str, type[Enum]] = {
-    "action": Action,
-    "category": Category,
-    "certainty": Certainty,
+_ENUMS: dict[tuple[str, str], type[Enum]] = {
+    ("names", "kind"): NameKind,
+    ("marks", "kind"): MarkKind,
+    ("tags", "category"): Category,
+    ("tags", "certainty"): Certainty,
+    ("events", "action"): Action,
 }
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, KeyError)
+_NAME_KINDS = list(NameKind)
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,18 @@ class RankData:
     tags: dict[str, Array]
     marks: dict[str, Array]
     names: NameTables
+    problems: tuple[str, ...] = ()
+    """What is missing, one sentence each."""
 
 
-def read_header(path: Path, *, what: str) -> dict[str, Any]:
-    """Read `run.json` or `rank.json` and see that it is ours and of this version.
+@dataclass(frozen=True)
+class _Stream:
+    """What can be read of one file."""
 
-    Raises:
-        CaptureError: it is not.
-    """
-    try:
-        header = read_json(path)
-    except FileNotFoundError:
-        raise CaptureError(f"not a memlens {what}: {path} is missing") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CaptureError(f"damaged memlens {what}: {path}: {_one_line(error)}") from None
-    if header.get("format") != FORMAT_NAME:
-        raise CaptureError(f"not a memlens {what}: {path} has format {header.get('format')!r:.40}")
-    if header.get("version") != FORMAT_VERSION:
-        raise CaptureError(
-            f"{path} has format version {header.get('version')!r:.40}, and this memlens reads "
-            f"version {FORMAT_VERSION}; read it with the memlens that wrote it "
-            f"({header.get('memlens', 'unknown')!r:.40})"
-        )
-    return header
+    batches: list[tuple[int, pa.RecordBatch]]
+    """With the number of rows that came before each, in all streams."""
+    is_cut: bool
+    """It ends within a batch."""
 
 
 def read_rank(folder: Path) -> RankData:
@@ -87,73 +76,160 @@ def read_rank(folder: Path) -> RankData:
     Raises:
         CaptureError: it is damaged, or not ours.
     """
-    header = read_header(folder / RANK_FILE, what="rank folder")
-    closed = header.get("closed") is True
-    tables = {}
-    for table in SCHEMAS:
-        tables[table] = _read_stream(folder / f"{table}.arrow", table, closed=closed)
-        if closed and (header.get("rows") or {}).get(table) != tables[table].num_rows:
+    header = read_header(folder / RANK_FILE, RANK_FIELDS, what="rank folder")
+    closed: bool = header["closed"]
+    streams = {table: _read_stream(folder / f"{table}.arrow", table) for table in SCHEMAS}
+    kept, missing_from = _without_gaps(streams)
+    tables = {table: pa.Table.from_batches(kept[table], SCHEMAS[table]) for table in SCHEMAS}
+    problems = []
+    if closed:
+        rows = {table: tables[table].num_rows for table in SCHEMAS}
+        if rows != header.get("rows"):
             raise CaptureError(
-                f"damaged capture: {folder / table}.arrow holds {tables[table].num_rows} rows, "
-                f"and {RANK_FILE} promises {(header.get('rows') or {}).get(table)}"
+                f"damaged capture: {folder} holds {_counts(rows)}, "
+                f"and {RANK_FILE} promises {_counts(header.get('rows'))}"
             )
-    devices = header.get("devices")
-    if not isinstance(devices, list) or not devices:
-        raise CaptureError(f"damaged capture: {folder / RANK_FILE} names no devices")
+    else:
+        problems.append(
+            "recording ended without being closed (the process was killed, or nothing could be written "
+            "any more); its last moments are missing"
+        )
+        if missing_from is not None:
+            cut = [f"{table}.arrow" for table in SCHEMAS if streams[table].is_cut]
+            problems.append(
+                f"{' and '.join(cut) or 'a stream'} ends too early; nothing that was written "
+                f"after row {missing_from} is used"
+            )
+    devices = len(header["devices"])
+    try:
+        columns = {table: _columns(tables[table], table, devices) for table in SCHEMAS}
+        names = _names(columns["names"])
+    except (ValueError, pa.ArrowException) as error:
+        raise CaptureError(f"damaged capture: {folder}: {error}") from None
     return RankData(
-        header,
-        _columns(tables["events"]),
-        _columns(tables["tags"]),
-        _columns(tables["marks"], {"kind": MarkKind}),
-        _names(tables["names"]),
+        header, columns["events"], columns["tags"], columns["marks"], names, tuple(problems)
     )
 
 
-def _read_stream(path: Path, table: str, *, closed: bool) -> pa.Table:
-    schema = SCHEMAS[table]
-    batches: list[pa.RecordBatch] = []
+def _counts(rows: object) -> str:
+    return (
+        ", ".join(f"{count} {table}" for table, count in rows.items())
+        if isinstance(rows, dict)
+        else repr(rows)
+    )[:200]
+
+
+def _read_stream(path: Path, table: str) -> _Stream:
+    if path.exists() and not path.is_file():
+        raise CaptureError(f"damaged capture: {path} is not an ordinary file")
     try:
         with pa.OSFile(str(path), "rb") as file:
-            try:
-                reader = pa.ipc.open_stream(file)
-            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-                # A process killed while it made the file leaves no schema.
-                if closed or file.size() > 8192:
-                    raise CaptureError(f"damaged capture: {path}: {_one_line(error)}") from None
-                return schema.empty_table()
-            if not reader.schema.equals(schema):
-                raise CaptureError(f"damaged capture: {path} has other columns than {table}")
-            while True:
-                try:
-                    batch, metadata = reader.read_next_batch_with_custom_metadata()
-                    batch.validate(full=True)
-                except StopIteration:
-                    break
-                except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError) as error:
-                    if closed:
-                        raise CaptureError(f"damaged capture: {path}: {_one_line(error)}") from None
-                    break  # the batch that was being written when the process was killed
-                stored = metadata.get(CHECKSUM_KEY) if metadata is not None else None
-                if stored != batch_checksum(batch):
-                    raise CaptureError(
-                        f"damaged capture: {path}: the checksum of batch {len(batches)} is wrong"
-                    )
-                batches.append(batch)
+            return _read_batches(file, path, table)
     except FileNotFoundError:
         raise CaptureError(f"damaged capture: {path} is missing") from None
     except OSError as error:
-        raise CaptureError(f"cannot read {path}: {_one_line(error)}") from None
-    return pa.Table.from_batches(batches, schema)
+        raise CaptureError(f"cannot read {path}: {one_line(error)}") from None
 
 
-def _columns(table: pa.Table, enums: dict[str, type[Enum]] = _ENUMS) -> dict[str, Array]:
+def _read_batches(file: pa.OSFile, path: Path, table: str) -> _Stream:
+    batches: list[tuple[int, pa.RecordBatch]] = []
+    size_bytes = file.size()
+
+    def at_end(error: BaseException) -> _Stream:
+        """The process was killed while it wrote this: fine at the end of the file only."""
+        if file.tell() < size_bytes:
+            raise CaptureError(f"damaged capture: {path}: {one_line(error)}") from None
+        return _Stream(batches, is_cut=True)
+
+    try:
+        reader = pa.ipc.open_stream(file)
+    except _ARROW_ERRORS as error:
+        return at_end(error)
+    if not reader.schema.equals(SCHEMAS[table]):
+        raise CaptureError(f"damaged capture: {path} has other columns than {table}")
+    while True:
+        try:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            batch.validate(full=True)
+        except StopIteration:
+            if file.tell() < size_bytes:
+                raise CaptureError(f"damaged capture: {path} goes on after its end") from None
+            return _Stream(batches, is_cut=False)
+        except _ARROW_ERRORS as error:
+            return at_end(error)
+        place = metadata.get(PLACE_KEY, b"") if metadata is not None else b""
+        if not _is_sound(batch, place, metadata):
+            raise CaptureError(
+                f"damaged capture: {path}: the checksum of batch {len(batches)} is wrong"
+            )
+        batches.append((int(place), batch))
+
+
+def _is_sound(batch: pa.RecordBatch, place: bytes, metadata: Any) -> bool:
+    if not (place.isdigit() and len(place) < 19):
+        return False
+    if any(
+        isinstance(column, pa.DictionaryArray) and column.dictionary.null_count
+        for column in batch.columns
+    ):
+        return False
+    return bool(metadata.get(CHECKSUM_KEY) == batch_checksum(batch, place))
+
+
+def _without_gaps(
+    streams: dict[str, _Stream],
+) -> tuple[dict[str, list[pa.RecordBatch]], int | None]:
+    """The batches up to the first one that is missing, and how many rows those are."""
+    written = sorted(
+        (
+            (place, table, batch)
+            for table, stream in streams.items()
+            for place, batch in stream.batches
+        ),
+        key=lambda item: (item[0], item[2].num_rows),
+    )
+    kept: dict[str, list[pa.RecordBatch]] = {table: [] for table in streams}
+    rows = 0
+    for place, table, batch in written:
+        if place != rows:
+            return kept, rows
+        kept[table].append(batch)
+        rows += batch.num_rows
+    return kept, None
+
+
+def _columns(table: pa.Table, name: str, devices: int) -> dict[str, Array]:
+    """Columns as numpy arrays (texts as lists), each value within its bounds.
+
+    Raises:
+        ValueError: one is not. The checksums hold, so this was not written by memlens.
+    """
     columns: dict[str, Array] = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            columns[name] = _positions(column, enums[name])
+    bounds = {
+        "time_ns": (0, MOST),
+        "device": (0, devices),
+        "size_bytes": (0, MOST),
+        "requested_bytes": (0, MOST),
+        "allocated_bytes": (0, MOST),
+        "value": (-MOST, MOST),
+    }
+    for field in table.column_names:
+        column = table.column(field)
+        if column.null_count:
+            raise ValueError(f"{name} has no {field} in some rows")
+        enum = _ENUMS.get((name, field))
+        if enum is not None:
+            columns[field] = _positions(column, enum)
+        elif pa.types.is_string(column.type):
+            columns[field] = np.array(column.to_pylist(), object)
         else:
-            columns[name] = column.to_numpy()
+            columns[field] = column.to_numpy()
+        low, high = bounds.get(field, (None, None))
+        values = columns[field]
+        if low is not None and len(values) and not low <= values.min() <= values.max() < high:
+            raise ValueError(f"{name} has {field} between {values.min()} and {values.max()}")
+    if "allocated_bytes" in columns and columns["allocated_bytes"].sum(dtype=float) >= MOST:
+        raise ValueError(f"{name} allocate more than any machine has")
     return columns
 
 
@@ -165,27 +241,23 @@ def _positions(column: pa.ChunkedArray, enum: type[Enum]) -> Array:
         texts = chunk.dictionary.to_pylist()
         unknown = [text for text in texts if text not in known]
         if unknown:
-            raise CaptureError(f"damaged capture: no {enum.__name__} is called {unknown[0]!r:.40}")
+            raise ValueError(f"no {enum.__name__} is called {unknown[0]!r:.40}")
         translate = np.array([known[text] for text in texts], np.int8)
         parts.append(translate[chunk.indices.to_numpy()])
     return np.concatenate(parts)
 
 
-def _names(table: pa.Table) -> NameTables:
-    kinds = list(codes(NameKind))
-    rows: dict[str, dict[int, tuple[int, str, str]]] = {kind: {} for kind in kinds}
-    kind_column = _positions(table.column("kind"), NameKind).tolist()
-    columns = [table.column(name).to_pylist() for name in ("id", "parent", "text", "detail")]
-    for kind, number, parent, text, detail in zip(kind_column, *columns, strict=True):
-        rows[kinds[kind]][number] = (parent, text, detail)
+def _names(columns: dict[str, Array]) -> NameTables:
+    tables: dict[NameKind, dict[int, tuple[int, str, str]]] = {kind: {} for kind in NameKind}
+    of_kind = [tables[kind] for kind in _NAME_KINDS]
+    for kind, number, parent, text, detail in zip(
+        *(columns[name].tolist() for name in ("kind", "id", "parent", "text", "detail")),
+        strict=True,
+    ):
+        of_kind[kind][number] = (parent, text, detail)
     return NameTables(
-        {number: (text, detail) for number, (_, text, detail) in rows["module"].items()},
-        {number: text for number, (_, text, _) in rows["tensor"].items()},
-        {number: (text, detail) for number, (_, text, detail) in rows["scope"].items()},
-        rows["stack"],
+        {number: (text, detail) for number, (_, text, detail) in tables[NameKind.MODULE].items()},
+        {number: text for number, (_, text, _) in tables[NameKind.TENSOR].items()},
+        {number: (text, detail) for number, (_, text, detail) in tables[NameKind.SCOPE].items()},
+        tables[NameKind.STACK],
     )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

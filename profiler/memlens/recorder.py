@@ -29,14 +29,17 @@ _ACTION = codes(Action)
 _CATEGORY = codes(Category)
 _CERTAINTY = codes(Certainty)
 _MARK = codes(MarkKind)
+_DECLARED = _CERTAINTY["declared"]
 _ALLOC, _FREE = _ACTION["alloc"], _ACTION["free"]
 _CENSUS, _CENSUS_FREE = _ACTION["census"], _ACTION["census_free"]
 
 DRAIN_NS = 400_000_000
 """Longest time between drains, so that a kill loses less than a second."""
-DRAIN_EVENTS = 30_000
+DRAIN_EVENTS = 16_000
 """Drain earlier when the last rate would give more: bounds the memory that a batch takes."""
 MIN_DRAIN_NS = 10_000_000
+MOST_HELD_ROWS = 200_000
+"""Kept in memory while it is not known whether this process is a rank; then it is recorded anyway."""
 
 
 class Recorder:
@@ -54,17 +57,21 @@ class Recorder:
         """Observers work; the source may still be waiting for the first step asked for."""
         self.recording = False
         """The source records."""
+        self.trains = False
+        """A module was called, a backward ran or an optimizer was made."""
         self.paused = 0
-        """Above 0 while the source must not be drained: inside the autograd engine."""
+        """Above 0 inside the autograd engine, where not every source can be drained or stopped."""
         self.thread = threading.get_ident()
         self.problems: list[str] = []
         self.events = 0
         self.on_fault: Callable[[], None] = lambda: None
-        self.on_evidence: Callable[[], None] | None = None
-        """Called once, when this process turns out to train a model."""
+        self.on_evidence: Callable[[bool], None] | None = None
+        """Called when this process turns out to train a model, until there is a file to write to;
+        its argument says whether that is certain."""
         self._marks: list[tuple[int, int, int, int]] = []
         self._tags: list[tuple[int, int, int, int, int, int, int, int]] = []
         self._held: list[tuple[str, pa.RecordBatch]] = []
+        self._held_rows = 0
         self._writer: RankWriter | None = None
         self.next_drain_ns = 0
         self._last_drain_ns = 0
@@ -98,6 +105,12 @@ class Recorder:
         if now >= self.next_drain_ns:
             self.breathe(now)
 
+    def tag_address(
+        self, address: int, size_bytes: int, category: int, name: int, module: int
+    ) -> None:
+        """Note what the storage at an address is for (a plain tensor's; the fast way)."""
+        self._tags.append((time_ns(), 0, address, size_bytes, category, _DECLARED, name, module))
+
     def tag(
         self,
         tensor: torch.Tensor,
@@ -113,11 +126,15 @@ class Recorder:
         for address, size_bytes in storages(tensor, device_type):
             self._tags.append((now, 0, address, size_bytes, what, sure, name, module))
 
-    def evidence(self) -> None:
-        """This process trains a model, so it is a rank."""
-        found, self.on_evidence = self.on_evidence, None
-        if found is not None:
-            found()
+    def evidence(self, *, certain: bool = True) -> None:
+        """This process trains a model, so it is a rank; or, less certain, it has made one."""
+        if self.trains:
+            return
+        if self.on_evidence is not None:
+            self.on_evidence(certain)
+        if certain:
+            self.trains = True
+            self.update_header(trains=True)
 
     def fail(self, observer: str, error: BaseException) -> None:
         """A fault of ours: say so once, and let the training go on without us."""
@@ -138,11 +155,6 @@ class Recorder:
             self.problems.append(text)
             if self._writer is not None:
                 self._writer.update(problems=self.problems)
-
-    def trace_calls(self, on: bool) -> None:
-        """A step's work begins or ends: stacks are worth their cost only inside."""
-        if self.source.trace_calls(on) and self.recording and not self.paused and not self._busy:
-            self.drain()
 
     # -- recording -----------------------------------------------------------------------------
 
@@ -168,16 +180,23 @@ class Recorder:
 
     def breathe(self, now: int) -> None:
         """Drain, if this is a moment at which the source can be drained."""
-        if self.recording and not self.paused and not self._busy:
+        if not self.recording:
+            self.next_drain_ns = now + DRAIN_NS
+        elif not self._busy and self.can_drain:
             self.drain()
-        else:
-            self.next_drain_ns = now + MIN_DRAIN_NS
+
+    @property
+    def can_drain(self) -> bool:
+        """Whether the source can be drained or stopped now."""
+        return not self.paused or self.source.drains_anywhere
 
     def drain(self) -> None:
         """Take what the source has and write everything there is."""
         self._busy = True
         try:
             self._store(self.source.drain())
+            if self._held_rows > MOST_HELD_ROWS and self.on_evidence is not None:
+                self.on_evidence(True)
         except Exception as error:
             self.fail(f"the {self.source.name} source", error)
         finally:
@@ -220,7 +239,7 @@ class Recorder:
         self.next_drain_ns = now + max(MIN_DRAIN_NS, min(DRAIN_NS, interval))
 
     def _emit_events(
-        self, times: Any, actions: Any, addresses: Any, sizes: Any, stacks: list[int] | None
+        self, times: Any, actions: Any, addresses: Any, sizes: Any, stacks: Any
     ) -> None:
         count = len(times)
         if not count:
@@ -245,6 +264,7 @@ class Recorder:
     def _emit(self, table: str, batch: pa.RecordBatch) -> None:
         if self._writer is None:
             self._held.append((table, batch))
+            self._held_rows += batch.num_rows
         else:
             self._writer.write(table, batch)
 
@@ -258,7 +278,8 @@ class Recorder:
     def open(self, writer: RankWriter) -> None:
         """Write to `writer` from here on, and first what was held back so far."""
         self._writer = writer
-        held, self._held = self._held, []
+        self.on_evidence = None
+        held, self._held, self._held_rows = self._held, [], 0
         for table, batch in held:
             writer.write(table, batch)
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from memlens import __version__
+from memlens.adapters import find_adapters
 from memlens.errors import OutputExistsError, SessionActiveError, UsageError
 from memlens.heartbeat import Heartbeat
-from memlens.identity import find_rank
+from memlens.identity import find_rank, is_loader_worker, is_multiprocessing_child
 from memlens.names import Names
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.census import existing_blocks, learn_existing_objects
@@ -31,7 +32,7 @@ from memlens.observers.parameters import Parameters
 from memlens.options import Options
 from memlens.recorder import Recorder
 from memlens.runs import create_run
-from memlens.sources.cpu import CpuSource
+from memlens.sources.cpu import make_cpu_source
 from memlens.writer import RankWriter
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Session:
         """How many allocations and frees were recorded, once the session has stopped."""
         self.is_recorded = False
         """There is a capture of this process on disk."""
+        self.trains = False
+        """It called a module, ran a backward or made an optimizer."""
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -105,7 +108,8 @@ class Session:
                 "(the job may already run under `memlens run`)"
             )
         names = Names()
-        source = CpuSource(names, stack_depth=self._options.stack_depth)
+        depth = self._options.stack_depth if self._options.stacks else 0
+        source = make_cpu_source(names, stack_depth=depth)
         recorder = self._recorder = Recorder(source, names)
         recorder.on_fault = self._on_fault
         self._source = source
@@ -125,7 +129,7 @@ class Session:
 
     def _install(self, recorder: Recorder) -> None:
         if self._wait:
-            recorder.on_evidence = self._open
+            recorder.on_evidence = self._on_evidence
         elif not self._options.starts_late:
             recorder.start_source()  # first of all: where it fails, nothing is on disk yet
         if not self._wait:
@@ -143,10 +147,13 @@ class Session:
             BackwardObserver(recorder, parameters),
             optimizers,
             inputs,
-            JobProfilerObserver(recorder, self._begin_recording),
             Heartbeat(recorder),
         ):
             observer.install(self._undo)
+        if not self._source.drains_anywhere:
+            JobProfilerObserver(recorder, self._begin_recording).install(self._undo)
+        for adapter in find_adapters(recorder):
+            adapter.install(recorder, self._undo)
         modules.learn_existing([part for model in self._models for part in model.modules()])
         for optimizer in self._optimizers:
             optimizers.learn(optimizer)
@@ -172,7 +179,7 @@ class Session:
         self._recorder = _current = None
 
     def _finish(self, recorder: Recorder) -> None:
-        self.is_recorded = recorder.is_open
+        self.is_recorded, self.trains = recorder.is_open, recorder.trains
         for finish in (recorder.stop_source, self._undo.close, self._note_rank, recorder.close):
             try:
                 finish()
@@ -217,8 +224,6 @@ class Session:
 
     def _on_root(self, module: torch.nn.Module) -> None:
         step = self._optimizer_observer.step
-        if self._recorder is not None:
-            self._recorder.trace_calls(True)
         if step != self._weights_step:
             self._weights_step = step
             self._parameters.tag_weights()
@@ -228,7 +233,6 @@ class Session:
         recorder = self._recorder
         if recorder is None:
             return
-        recorder.trace_calls(False)
         first, last = self._options.first_step, self._options.last_step
         if last is not None and step >= last:
             recorder.stop_source()
@@ -248,8 +252,14 @@ class Session:
     def _on_fault(self) -> None:
         recorder = self._recorder
         # Inside the autograd engine the source can not be stopped; then it waits for stop().
-        if recorder is not None and not recorder.paused:
+        if recorder is not None and recorder.can_drain:
             self.stop()
+
+    def _on_evidence(self, certain: bool) -> None:
+        if is_loader_worker():  # it calls modules, or makes them, and is no rank
+            self.stop()
+        elif certain or not is_multiprocessing_child():
+            self._open()
 
     # -- disk ----------------------------------------------------------------------------------
 
@@ -268,10 +278,12 @@ class Session:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started_ns": time_ns(),
+            "trains": recorder.trains,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "memlens": __version__,
             "threads": torch.get_num_threads(),
+            "stacks": self._options.stacks,
             "stack_depth": self._options.stack_depth,
             "first_step": self._options.first_step,
             "last_step": self._options.last_step,

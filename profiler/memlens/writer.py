@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from memlens.format import (
     CHECKSUM_KEY,
     FORMAT_NAME,
     FORMAT_VERSION,
+    PLACE_KEY,
     RANK_FILE,
     SCHEMAS,
     batch_checksum,
@@ -70,6 +72,7 @@ class RankWriter:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self._streams: dict[str, Any] = {}
         self._rows = dict.fromkeys(SCHEMAS, 0)
+        self._broken = False
         for table, schema in SCHEMAS.items():
             # OSFile hands each batch to the kernel at once; Python's open() would buffer the last.
             sink = pa.OSFile(str(folder / f"{table}.arrow"), "wb")
@@ -81,14 +84,34 @@ class RankWriter:
         write_json(self.folder / RANK_FILE, self._header)
 
     def write(self, table: str, batch: pa.RecordBatch) -> None:
-        """Append one batch to a stream."""
-        self._streams[table][1].write_batch(batch, {CHECKSUM_KEY: batch_checksum(batch)})
+        """Append one batch to a stream.
+
+        Raises:
+            OSError: it cannot be written, or an earlier one could not: half a batch ends a stream.
+        """
+        if not batch.num_rows:
+            return
+        if self._broken:
+            raise OSError(f"an earlier batch could not be written to {self.folder}")
+        place = b"%d" % sum(self._rows.values())
+        metadata = {PLACE_KEY: place, CHECKSUM_KEY: batch_checksum(batch, place)}
+        try:
+            self._streams[table][1].write_batch(batch, metadata)
+        except BaseException:
+            self._broken = True
+            raise
         self._rows[table] += batch.num_rows
 
     def close(self, **changes: Any) -> None:
-        """End the streams and say in `rank.json` that the session closed in good order."""
-        for sink, stream in self._streams.values():
-            stream.close()
-            sink.close()
-        self._streams = {}
-        self.update(closed=True, rows=self._rows, **changes)
+        """End the streams and say in `rank.json` that the session closed in good order.
+
+        Raises:
+            OSError: something could not be written; what is on disk stays readable as unclosed.
+        """
+        streams, self._streams = self._streams, {}
+        with ExitStack() as undo:
+            for sink, stream in streams.values():
+                undo.callback(sink.close)
+                if not self._broken:
+                    stream.close()
+        self.update(closed=not self._broken, rows=self._rows, **changes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.support.fake_capture import Block, FakeRank, make_capture
+
 from memlens.answers import Frame, Growth
 from memlens.events import Category, Certainty, Phase
-from support.fake_capture import Block, FakeRank, make_capture
 
 if TYPE_CHECKING:
     from memlens.capture import Capture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from memlens.events import Category
 from memlens.palette import CATEGORY_SERIES
 from memlens.report.chart import area_chart, legend, sample
 from memlens.report.ink import Cell, Ink, cells
+from memlens.report.ticks import stride
 
 LETTERS = Ink(colour=False, blocks=False)
 COLOURS = Ink(colour=True, blocks=True)
@@ -151,6 +153,47 @@ def test_step_numbers_never_run_into_each_other(steps: int) -> None:
     assert all(number < steps for number in found)
     assert len({b - a for a, b in pairwise(found)}) <= 1
     assert bool(found) == (steps > 1)
+
+
+@pytest.mark.parametrize(
+    ("system", "no_color", "colour"),
+    [
+        (None, False, False),
+        ("standard", False, False),
+        ("256", False, True),
+        ("truecolor", False, True),
+        ("truecolor", True, False),
+    ],
+)
+def test_letters_where_colours_would_not_do(
+    system: Literal["standard", "256", "truecolor"] | None, no_color: bool, colour: bool
+) -> None:
+    console = Console(
+        file=io.StringIO(), force_terminal=True, color_system=system, no_color=no_color
+    )
+    assert Ink.of(console) == Ink(colour=colour, blocks=True)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "number"), [(0, 1), (1, 1), (1.1, 2), (3, 5), (5.5, 10), (11, 20), (501, 1000)]
+)
+def test_stride(at_least: float, number: int) -> None:
+    assert stride(at_least) == number
+
+
+def test_a_bar_is_as_long_as_its_amount_and_never_nothing() -> None:
+    series = CATEGORY_SERIES[:2]
+    assert LETTERS.bar([50, 25], 100, 8, series).plain == "wwwwmm"
+    assert COLOURS.bar([50, 25], 100, 8, series).plain == "━━━━━━"
+    assert LETTERS.bar([1, 0], 10**9, 8, series).plain == "."
+    assert LETTERS.bar([0, 0], 10**9, 8, series).plain == ""
+
+
+def test_a_sparkline_keeps_a_single_high_step() -> None:
+    amounts = [4] * 99 + [8]
+    assert COLOURS.sparkline(amounts, 10, "").plain == "▄" * 9 + "█"
+    assert COLOURS.sparkline([0, 8], 10, "").plain == " █"
+    assert COLOURS.sparkline([], 10, "").plain == ""
 
 
 def test_the_legend_breaks_between_entries_only() -> None:

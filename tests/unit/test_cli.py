@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from support.fake_capture import Block, FakeRank, make_capture
+from tests.support.fake_capture import Block, FakeRank, make_capture
 
 import memlens
 from memlens.cli import COMMANDS, cli, main
@@ -27,7 +27,7 @@ HEAVY = {
 }  # fmt: skip
 
 FROZEN_COMMANDS = {
-    "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device"},
+    "run": {"--out", "--steps", "--stacks", "--stack-depth", "--device"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "export": {"--to", "--out"},
     "doctor": {"--json"},

@@ -188,7 +188,7 @@ def test_another_profiler_is_noticed() -> None:
     [
         ("MEMLENS_DISABLE", "1", "nothing is recorded"),
         ("MEMLENS_STEPS", "x", "steps must look like"),
-        ("MEMLENS_STACKS", "many", "MEMLENS_STACKS"),
+        ("MEMLENS_STACKS", "many", "stacks must be one of"),
     ],
 )
 def test_variables_that_prevent_recording_are_found(

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.fake_capture import START_NS, Block, FakeRank, make_capture
-from support.llama_job import llama_job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from tests.support.fake_capture import Block, FakeRank, make_capture
+from tests.support.llama_job import llama_job
 
 from memlens.cli import main
 from memlens.errors import MissingDependencyError, OutputExistsError, UsageError
@@ -152,8 +146,14 @@ def test_tables_carry_whole_bytes(exported: Path) -> None:
         assert f"| {size_bytes:,} |" in categories
     assert "train&#46;py&#58;58 main" in _text(exported / "rank-1", "tables/4 growth")
     assert "LlamaMLP" in _text(exported / "rank-1", "tables/2 top modules")
-    assert _text(exported / "rank-1", "tables/3 top allocations").count("\n") == 1 + 25
+    allocations = _text(exported / "rank-1", "tables/3 top allocations")
+    blocks = JOB.ranks[1].allocations_at(top=None)
+    assert sum(_alike(line) for line in allocations.splitlines()[2:]) == len(blocks) > 40
     assert f"| {peak.allocated_bytes:,} |" in _text(exported / "all-ranks", "tables/ranks")
+
+
+def _alike(row: str) -> int:
+    return int(row.split("|")[1])
 
 
 def test_tables_are_rectangles(exported: Path) -> None:
@@ -268,9 +268,9 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
 def test_neither_torch_nor_tensorflow_is_needed(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from pathlib import Path\n"
-        "from support.llama_job import llama_job\n"
+        "from tests.support.llama_job import llama_job\n"
         "from memlens.exporters import export\n"
         "export(llama_job(2), 'tensorboard', Path(sys.argv[1]))"
     )
@@ -296,105 +296,3 @@ def test_the_command_says_what_to_type_next(
     out = capsys.readouterr().out
     assert re.match(rf"wrote 2 files, [\d.]+ KiB, to {run}/tensorboard\n", out)
     assert out.endswith(f"open them with: tensorboard --logdir '{run}/tensorboard'\n")
-
-
-# --- the real server
-
-
-@pytest.fixture(scope="module")
-def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A TensorBoard on loopback, as a user starts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tensorboard.main", "--logdir", str(exported)),
-                *("--host", "127.0.0.1", "--port", str(port), "--reload_interval", "1"),
-            ],
-            stdout=stream,
-            stderr=stream,
-        )
-        try:
-            deadline = time.monotonic() + 60
-            url = f"http://127.0.0.1:{port}"
-            while True:
-                try:
-                    if len(ask(url, "/data/plugin/scalars/tags")) == 3:
-                        break
-                except OSError:
-                    pass
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def ask(url: str, path: str, body: object = None, **query: str) -> Any:
-    """One answer of the server; never by way of a proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(
-        f"{url}{path}?{urllib.parse.urlencode(query)}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with opener.open(request, timeout=10) as answer:
-        text = answer.read()
-    return json.loads(text) if path != "/data/plugin/images/individualImage" else text
-
-
-def test_the_server_lists_our_scalars(server: str, exported: Path) -> None:
-    tags = ask(server, "/data/plugin/scalars/tags")
-    assert set(tags) == {"all-ranks", "rank-0", "rank-1"}
-    for run, found in tags.items():
-        assert set(found) == set(read(exported / run).Tags()["scalars"])
-
-
-def test_the_server_serves_our_numbers(server: str) -> None:
-    points = ask(server, "/data/plugin/scalars/scalars", run="rank-1", tag="step_peak_MiB/total")
-    steps = JOB.ranks[1].steps()
-    assert [(step, value) for _, step, value in points] == [
-        (step.step, float(np.float32(step.peak_bytes / MIB))) for step in steps
-    ]
-    assert [when for when, _, _ in points] == pytest.approx([step.peak_ns / 1e9 for step in steps])
-    assert points[0][0] > START_NS / 1e9
-
-
-def test_the_server_renders_our_tables(server: str) -> None:
-    (text,) = ask(server, "/data/plugin/text/text", run="rank-1", tag="tables/2 top modules")
-    assert "<table>" in text["text"]
-    assert "model.layers.0.mlp" in text["text"].replace("&#46;", ".")
-
-
-def test_the_server_shows_our_picture(server: str) -> None:
-    (image,) = ask(
-        server, "/data/plugin/images/images", run="rank-0", tag="timeline/allocated", sample="0"
-    )
-    query = dict(urllib.parse.parse_qsl(image["query"]))
-    png = ask(server, "/data/plugin/images/individualImage", **query)
-    assert Image.open(io.BytesIO(png)).size == (1320, 550)
-
-
-def test_the_server_makes_a_row_of_our_run(server: str) -> None:
-    groups = ask(
-        server,
-        "/data/plugin/hparams/session_groups",
-        {
-            "experimentName": "",
-            "allowedStatuses": ["STATUS_SUCCESS"],
-            "colParams": [{"metric": {"tag": "run_peak_MiB/total"}}],
-            "startIndex": 0,
-            "sliceSize": 10,
-        },
-    )
-    (group,) = groups["sessionGroups"]
-    assert group["hparams"]["source"] == "cpu"
-    assert group["hparams"]["world_size"] == 2
-    values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
-    peak_bytes = JOB.ranks[1].peak().allocated_bytes
-    assert values["run_peak_MiB/total"] == float(np.float32(peak_bytes / MIB))

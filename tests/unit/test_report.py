@@ -1,56 +1,28 @@
-"""What a report says, for machines and for people."""
+"""What a report says to people."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
-from support.fake_capture import COMPLETE, START_NS, Block, FakeRank, make_capture
-from support.llama_job import llama_job, make_rank
+from tests.support.fake_capture import COMPLETE, Block, FakeRank, make_capture
+from tests.support.llama_job import llama_job, make_rank
+from tests.support.small_job import HOSTILE, HOSTILE_SHOWN, small_rank
 
 from memlens.answers import Frame, Growth
-from memlens.errors import UsageError
-from memlens.events import ROLLUP, Category, Certainty, Phase
+from memlens.events import Category, Certainty, Phase
 from memlens.report.payload import payload
 from memlens.report.terminal import make_console, print_report
 from memlens.report.view import ReportOptions
 
 KIB = 1 << 10
 MIB = 1 << 20
-
-HOSTILE = "[red]x[/red]\x1b[31m\x07a\nb|c\u202e\ud800"
-HOSTILE_SHOWN = "[red]x[/red]\\x1b[31m\\x07a\\nb|c\\u202e\\ud800"
-
-
-def small_rank(**changes: Any) -> FakeRank:
-    """Two steps: 100 B of weights for ever, 50 B of activations within each step."""
-    stack = (
-        Frame("main", "/home/ada/job/train.py", 9),
-        Frame("forward", "/usr/lib/python3.11/site-packages/torch/nn/modules/linear.py", 125),
-    )
-    values: dict[str, Any] = {
-        "rank": 0,
-        "blocks": [
-            Block(100, Category.WEIGHT, 10, None, "fc.weight", "fc"),
-            Block(
-                50, Category.ACTIVATION, 20, 30, "", "fc",
-                Phase.FORWARD, Certainty.INFERRED, stack,
-            ),
-            Block(7, Category.OPTIMIZER_STATE, 35, None, "step of fc.weight", "fc"),
-            Block(
-                50, Category.ACTIVATION, 50, 60, "", "fc",
-                Phase.FORWARD, Certainty.INFERRED, stack,
-            ),
-        ],
-        "step_ends": [40, 70],
-        "class_names": {"fc": "Linear"},
-    }  # fmt: skip
-    return FakeRank(**(values | changes))
 
 
 def text_of(capture: Any, *, width: int = 100, colour: bool = False, **options: Any) -> str:
@@ -66,133 +38,6 @@ def text_of(capture: Any, *, width: int = 100, colour: bool = False, **options: 
     )
     print_report(capture, ReportOptions(**options), console)
     return stream.getvalue()
-
-
-# --- for machines
-
-
-def test_the_contract_of_the_json() -> None:
-    made = payload(make_capture(small_rank(reserved_bytes=200)), ReportOptions())
-    assert made["format_version"] == 1
-    assert made["source"] == "cpu"
-    assert made["world_size"] == 1
-    (rank,) = made["ranks"]
-    zero = {category.value: 0 for category in Category}
-    at_peak = zero | {"weight": 100, "activation": 50, "optimizer_state": 7}
-    assert rank["rank"] == 0
-    assert rank["device"] == "cpu"
-    assert rank["events"] == 6
-    assert rank["lost_events"] == 0
-    peak = rank["peak"]
-    assert {key: peak[key] for key in ("time_ns", "step", "phase", "allocated_bytes")} == {
-        "time_ns": START_NS + 50,
-        "step": 1,
-        "phase": "forward",
-        "allocated_bytes": 157,
-    }
-    assert peak["reserved_bytes"] == 200
-    assert peak["categories"] == at_peak
-    assert peak["elapsed_ns"] == 40
-    contract = ("step", "peak_bytes", "end_bytes", "categories")
-    assert [{key: step[key] for key in contract} for step in rank["steps"]] == [
-        {
-            "step": 0,
-            "peak_bytes": 150,
-            "end_bytes": 107,
-            "categories": zero | {"weight": 100, "activation": 50},
-        },
-        {"step": 1, "peak_bytes": 157, "end_bytes": 107, "categories": at_peak},
-    ]
-
-
-def test_what_is_not_known_is_null() -> None:
-    made = payload(make_capture(small_rank()), ReportOptions(step=0))
-    assert made["ranks"][0]["peak"]["reserved_bytes"] is None
-    assert made["ranks"][0]["at"]["phase"] is None
-    assert made["ranks"][0]["at"]["allocated_bytes"] == 150
-    # The contract's own keys do not move with the options.
-    assert made["ranks"][0]["peak"]["allocated_bytes"] == 157
-
-
-@pytest.mark.parametrize("rollup", [False, True])
-def test_categories_sum_to_the_total_beside_them(rollup: bool) -> None:
-    made = payload(llama_job(steps=3, leak_bytes=999), ReportOptions(rollup=rollup, top=100))
-    names = set(ROLLUP) if rollup else {category.value for category in Category}
-    checked = 0
-    for rank in made["ranks"]:
-        totals = [
-            (rank["peak"]["categories"], rank["peak"]["allocated_bytes"]),
-            (rank["at"]["categories"], rank["at"]["allocated_bytes"]),
-            *((usage["categories"], usage["total_bytes"]) for usage in rank["modules"]),
-            *((step["categories"], step["peak_bytes"]) for step in rank["steps"]),
-            *((step["end_categories"], step["end_bytes"]) for step in rank["steps"]),
-        ]
-        for categories, total in totals:
-            assert set(categories) == names
-            assert sum(categories.values()) == total > 0
-            checked += 1
-        assert (
-            sum(block["size_bytes"] for block in rank["allocations"])
-            == (rank["at"]["allocated_bytes"])
-        )
-        assert {each["category"] for each in rank["allocations"] + rank["growth"]} <= names
-    assert checked == 2 * (2 + 11 + 6)
-
-
-def test_the_five_names_are_sums_of_their_categories() -> None:
-    plain, rolled = (
-        payload(llama_job(steps=2), ReportOptions(rollup=rollup))["ranks"][0]["peak"]["categories"]
-        for rollup in (False, True)
-    )
-    assert rolled == {
-        name: sum(plain[member.value] for member in members) for name, members in ROLLUP.items()
-    }
-
-
-def test_what_was_inferred_is_counted() -> None:
-    at = payload(make_capture(small_rank()), ReportOptions())["ranks"][0]["at"]
-    assert at["inferred"] == {category.value: 0 for category in Category} | {"activation": 50}
-
-
-def test_the_json_is_plain_even_when_names_are_not() -> None:
-    block = Block(8, Category.WEIGHT, 1, None, HOSTILE, HOSTILE, stack=(Frame(HOSTILE, "f", 1),))
-    capture = make_capture(FakeRank(0, [block]), command=(HOSTILE,), name=HOSTILE)
-    text = json.dumps(payload(capture, ReportOptions()))
-    assert text.isascii()
-    back = json.loads(text)
-    # Escaped for the wire only: a program gets the real name.
-    assert back["ranks"][0]["allocations"][0]["name"] == HOSTILE
-    assert back["command"] == [HOSTILE]
-
-
-def test_top_and_rank_choose() -> None:
-    made = payload(llama_job(steps=2), ReportOptions(rank=1, top=3))
-    (rank,) = made["ranks"]
-    assert rank["rank"] == 1
-    assert len(rank["modules"]) == len(rank["allocations"]) == 3
-    assert rank["allocations_count"] == 42
-    sizes = [block["size_bytes"] for block in rank["allocations"]]
-    assert sizes == sorted(sizes, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (
-            ReportOptions(rank=7),
-            "there is no rank 7 in memlens-runs/20250615-142640-train; it holds rank 0",
-        ),
-        (ReportOptions(step=9), "step 9 was not recorded; the capture holds steps 0 to 1"),
-    ],
-)
-def test_what_was_not_recorded_is_refused(options: ReportOptions, words: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(words)):
-        payload(make_capture(small_rank()), options)
-
-
-def test_a_run_without_ranks_is_refused() -> None:
-    with pytest.raises(UsageError, match="holds no rank"):
-        payload(make_capture(), ReportOptions())
 
 
 @pytest.mark.parametrize(
@@ -217,9 +62,6 @@ def test_a_reader_is_warned(changes: dict[str, Any], words: str) -> None:
 def test_no_warning_without_reason() -> None:
     assert payload(make_capture(small_rank()), ReportOptions())["warnings"] == []
     assert "!" not in text_of(make_capture(small_rank()))
-
-
-# --- for people
 
 
 def test_the_report_in_a_pipe() -> None:
@@ -315,6 +157,27 @@ def test_many_ranks_show_both_ends() -> None:
     assert "rank 0 is the highest, rank 63 the lowest" in " ".join(text.split())
 
 
+def test_layers_that_are_alike_share_a_row() -> None:
+    text = text_of(llama_job(steps=2), width=120)
+    modules = text.split("Top modules")[1].split("Top allocations")[0]
+    rows = re.findall(r"^ *(\d+ ×)? +(\S+) +\S+ +([\d.]+ MiB)", modules, re.MULTILINE)
+    assert rows == [
+        ("4 ×", "model.layers.*.mlp", "258.75 MiB"),
+        ("4 ×", "model.layers.*.self_attn", "210.00 MiB"),
+        ("", "lm_head", "160.16 MiB"),
+        ("", "model.embed_tokens", "134.25 MiB"),
+    ]
+    assert "40.50 MiB each, step 1, forward, at llama/modeling_llama.py:512 forward" in text
+
+
+def test_a_layer_that_differs_keeps_its_row() -> None:
+    blocks = [Block(8, Category.WEIGHT, 1, None, "", f"m.{layer}.fc") for layer in range(4)]
+    blocks.append(Block(1, Category.WEIGHT, 2, None, "", "m.2.fc"))
+    text = text_of(make_capture(FakeRank(0, blocks)))
+    assert re.search(r"^3 ×  m\.\*\.fc +24 B", text, re.MULTILINE)
+    assert re.search(r"^     m\.2\.fc +9 B", text, re.MULTILINE)
+
+
 def test_equal_ranks_have_no_spread() -> None:
     text = text_of(make_capture(small_rank(), small_rank(rank=1)))
     assert "All ranks have the same peak." in text
@@ -346,6 +209,8 @@ def test_width_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_console(io.StringIO()).width == 72
     monkeypatch.setenv("COLUMNS", "500")
     assert make_console(io.StringIO()).width == 140
+    monkeypatch.setenv("COLUMNS", "3")
+    assert make_console(io.StringIO()).width == 40
 
 
 def test_a_terminal_without_unicode_gets_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +222,39 @@ def test_a_terminal_without_unicode_gets_a_report(monkeypatch: pytest.MonkeyPatc
     text = raw.getvalue().decode("ascii")
     assert "Peak 763.44 MiB" in text
     assert "v peak" in text
+
+
+blocks = st.builds(
+    lambda size, category, alloc_ns, lives, name, module, certainty: Block(
+        size, category, alloc_ns, lives and alloc_ns + lives, name, module, Phase.FORWARD, certainty
+    ),
+    st.integers(0, 1 << 45),
+    st.sampled_from(Category),
+    st.integers(0, 100),
+    st.one_of(st.none(), st.integers(1, 100)),
+    st.text(st.characters(), max_size=8),
+    st.sampled_from(["", "m.0.fc", "m.1.fc", "x" * 200, HOSTILE]),
+    st.sampled_from(Certainty),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(blocks, max_size=12),
+    st.lists(st.integers(1, 200), max_size=20, unique=True).map(sorted),
+    st.booleans(),
+    st.sampled_from([40, 80, 100, 140]),
+    st.booleans(),
+)
+def test_any_capture_has_a_report(
+    made: list[Block], step_ends: list[int], rollup: bool, width: int, colour: bool
+) -> None:
+    capture = make_capture(FakeRank(0, made, step_ends))
+    text = text_of(capture, width=width, rollup=rollup, colour=colour)
+    text.encode("utf-8")
+    assert "\x07" not in text
+    (rank,) = payload(capture, ReportOptions(rollup=rollup))["ranks"]
+    assert sum(rank["peak"]["categories"].values()) == rank["peak"]["allocated_bytes"]
 
 
 GOLDEN = """\
@@ -397,17 +295,17 @@ step   time   peak                        end  change of end
    1  30 ns  157 B  wwwwwwwwwwwwaaaaaa  107 B              =
 
 Top modules (1) ────────────────────────────────────────────────────────────────
-module  total    share
-fc      157 B  100.0 %  wwwwwwwwwwwwwwwwwoaaaaaaaa
+  module  total    share
+  fc      157 B  100.0 %  wwwwwwwwwwwwwwwwwwwwwwwwwwwwwwooaaaaaaaaaaaaaaa
 
-Top allocations (3 of 3) ───────────────────────────────────────────────────────
- size     category         what it is, when and where it was made
-100 B  w  weight           fc.weight
-                           step 0, init
- 50 B  a  activation~      in fc
-                           step 1, forward, at job/train.py:9 main
-  7 B  o  optimizer state  step of fc.weight
-                           step 0, init
+Top allocations (3 blocks) ─────────────────────────────────────────────────────
+  total     category         what it is, when and where it was made
+  100 B  w  weight           fc.weight
+                             step 0, init
+   50 B  a  activation~      in fc
+                             step 1, forward, at job/train.py:9 main
+    7 B  o  optimizer state  step of fc.weight
+                             step 0, init
 ~ inferred, as above
 
 More: --step N or --rank N to look elsewhere, --rollup for the five published

@@ -66,21 +66,36 @@ def test_count() -> None:
     ]
 
 
+RUNPY = Frame("_run_code", "runpy.py", 88)
+FROZEN = Frame("_run", "<frozen runpy>", 88)
 MAIN = Frame("main", "/home/ada/llm/train.py", 58)
 STEP = Frame("step", "C:\\Users\\ada\\llm\\loop.py", 7)
-LINEAR = Frame("forward", "/v/lib/python3.11/site-packages/torch/nn/linear.py", 125)
-STDLIB = Frame("run_path", "/usr/lib/python3.11/runpy.py", 291)
-FROZEN = Frame("_run", "<frozen runpy>", 88)
+CALL = Frame("_call_impl", "torch/nn/modules/module.py", 1884)
+MLP = Frame("forward", "transformers/models/llama/modeling_llama.py", 164)
+OTHER = Frame("forward", "/v/lib/python3.11/site-packages/somelib/model.py", 5)
+STDLIB = Frame("inner", "/usr/lib/python3.11/contextlib.py", 81)
+LINEAR = Frame("forward", "/v/lib/python3.11/site-packages/torch/nn/modules/linear.py", 125)
 
 
-def test_frames_of_the_user_come_first_and_innermost_first() -> None:
-    assert user_frames((FROZEN, STDLIB, MAIN, STEP, LINEAR), 5) == (STEP, MAIN)
-    assert user_frames((FROZEN, STDLIB, MAIN, STEP, LINEAR), 1) == (STEP,)
-
-
-def test_without_a_frame_of_the_user_the_library_shows() -> None:
-    assert user_frames((FROZEN, STDLIB, LINEAR), 2) == (LINEAR, STDLIB)
-    assert user_frames((), 2) == ()
+@pytest.mark.parametrize(
+    ("stack", "told"),
+    [
+        # One's own code all the way down: innermost first, without what torch puts in between.
+        ((FROZEN, RUNPY, MAIN, CALL, STEP, STDLIB, LINEAR), (STEP, MAIN)),
+        # A library's model: its line says what it was for, one's own line who called.
+        ((MAIN, STEP, CALL, OTHER, CALL, MLP, CALL, LINEAR), (MLP, STEP, MAIN)),
+        ((MAIN, CALL, OTHER, STDLIB, LINEAR), (OTHER, MAIN)),
+        # Nobody's own code is in the stack.
+        ((CALL, OTHER, MLP, LINEAR), (MLP, OTHER)),
+        ((FROZEN, STDLIB, LINEAR), (LINEAR, STDLIB, FROZEN)),
+        ((), ()),
+    ],
+)
+def test_the_frames_that_tell_what_it_was_for(
+    stack: tuple[Frame, ...], told: tuple[Frame, ...]
+) -> None:
+    assert user_frames(stack, 9) == told
+    assert user_frames(stack, 1) == told[:1]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +103,8 @@ def test_without_a_frame_of_the_user_the_library_shows() -> None:
     [
         (MAIN, "llm/train.py:58 main"),
         (STEP, "llm/loop.py:7 step"),
-        (LINEAR, "torch/nn/linear.py:125 forward"),
+        (MLP, "llama/modeling_llama.py:164 forward"),
+        (Frame("main", "train.py", 3), "train.py:3 main"),
         (FROZEN, "<frozen runpy>:88 _run"),
         (Frame("f\x1b", "x\n.py", 1), "x\\n.py:1 f\\x1b"),
     ],

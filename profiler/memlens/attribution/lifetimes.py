@@ -85,7 +85,8 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
             interval[by_block][:-1] == interval[by_block][1:]
         )
     next_begins = np.append(begins[1:], False)
-    previous_begins = np.append(False, begins[:-1]) & np.append(False, same_as_next[:-1])
+    same_as_previous = np.append(False, same_as_next[:-1])
+    previous_begins = np.append(False, begins[:-1]) & same_as_previous
 
     opened = by_block[begins]
     follower = np.append(by_block[1:], count)[begins]
@@ -95,12 +96,12 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
     overrun = same_as_next[begins] & next_begins[begins]
     lost = int(np.count_nonzero(overrun & ~is_census[opened]))
     # A free that ends nothing: its allocation is missing, unless the block's owner told it as well.
+    # The first event at an address may free a block from before that the census could not see (an
+    # earlier session knew it); were an allocation lost instead, the allocator's total would tell.
     orphan = ~begins & ~previous_begins
-    told_twice = np.append(False, same_as_next[:-1]) & np.append(
-        False, action[by_block][:-1] == _ACTION["census_free"]
-    )
     is_told = action[by_block] == _ACTION["census_free"]
-    lost += int(np.count_nonzero(orphan & ~told_twice & ~is_told))
+    told_twice = np.append(False, is_told[:-1])
+    lost += int(np.count_nonzero(orphan & same_as_previous & ~told_twice & ~is_told))
 
     chronological = np.argsort(opened, kind="stable")
     first, last = opened[chronological], ended[chronological]
@@ -120,7 +121,7 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
     raw = np.where(is_begin, size, -size)
     raw[is_census | (action == _ACTION["census_free"])] = 0
     running = np.cumsum(raw)
-    if len(on_ns) > 1:
+    if count and len(on_ns) > 1:
         starts = np.searchsorted(time, on_ns, side="left")
         base = np.where(starts > 0, running[np.maximum(starts - 1, 0)], 0)
         running = running - base[interval]

@@ -13,7 +13,7 @@ from memlens.launch.environment import VARIABLES
 __all__ = ["command"]
 
 _EPILOG = "\b\nEnvironment:\n" + "\n".join(
-    f"  {name:<17} {text}" for name, text in VARIABLES.items()
+    f"  {name:<19} {text}" for name, text in VARIABLES.items()
 )
 
 
@@ -97,9 +97,9 @@ def command(
     if steps is not None:
         first, last = parse_steps(steps)
         options = replace(options, first_step=first, last_step=last)
-    if stacks is False:
-        options = replace(options, stack_depth=0)
-    elif stack_depth is not None:
+    if stacks is not None:
+        options = replace(options, stacks=stacks)
+    if stack_depth is not None:
         options = replace(options, stack_depth=stack_depth)
     if device is not None:
         options = replace(options, device=device)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from memlens.palette import CATEGORY_SERIES, label
+from memlens.report.groups import alike_allocations, alike_modules
 from memlens.report.text import frame_text, user_frames
 from memlens.report.text import markdown as escape
 from memlens.report.view import command_line
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["rank_tables", "ranks_table", "run_table"]
 
 STACK_FRAMES = 4
+TOP = 25
 
 
 def run_table(capture: Capture, warnings: Sequence[str]) -> str:
@@ -105,42 +107,47 @@ def _categories(view: RankView) -> str:
 
 def _modules(view: RankView) -> str:
     return _table(
-        ("module", "class", ">total", ">bytes", "most of it"),
+        (">alike", "module", "class", ">total", ">bytes each", "most of it"),
         (
             (
-                escape(usage.module) or "(no module)",
-                escape(usage.class_name),
-                format_bytes(usage.total_bytes),
-                f"{usage.total_bytes:,}",
+                str(group.count),
+                escape(group.name(group.first.module)) or "(no module)",
+                escape(group.first.class_name),
+                format_bytes(group.total_bytes),
+                f"{group.each_bytes:,}",
                 ", ".join(
-                    f"{label(category)} {format_bytes(amount)}"
+                    f"{label(category)} {format_bytes(group.count * amount)}"
                     for category, amount in sorted(
-                        usage.categories.items(), key=lambda item: -item[1]
+                        group.first.categories.items(), key=lambda item: -item[1]
                     )[:3]
                 ),
             )
-            for usage in view.modules
+            for group in alike_modules(view.modules)[:TOP]
         ),
     )
 
 
 def _allocations(view: RankView) -> str:
     return _table(
-        (">size", ">bytes", "category", "certainty", "name", "module", "when", "made in"),
+        (
+            *(">alike", ">total", ">bytes each", "category", "certainty"),
+            *("name", "module", "when", "made in"),
+        ),
         (
             (
-                format_bytes(block.size_bytes),
-                f"{block.size_bytes:,}",
-                label(block.category),
-                block.certainty.value,
-                escape(block.name),
-                escape(block.module),
+                str(group.count),
+                format_bytes(group.total_bytes),
+                f"{group.each_bytes:,}",
+                label(group.first.category),
+                group.first.certainty.value,
+                escape(group.name(group.first.name)),
+                escape(group.name(group.first.module)),
                 "before recording"
-                if block.preexisting
-                else f"step {block.step}, {block.phase.value}",
-                _stack(block.stack),
+                if group.first.preexisting
+                else f"step {group.first.step}, {group.first.phase.value}",
+                _stack(group.first.stack),
             )
-            for block in view.allocations
+            for group in alike_allocations(view.allocations)[:TOP]
         ),
     )
 

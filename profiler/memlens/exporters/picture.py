@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from memlens.errors import MissingDependencyError
 from memlens.palette import CATEGORY_SERIES
 from memlens.report.text import plain
+from memlens.report.ticks import stride
 from memlens.units import format_bytes
 
 try:
@@ -85,8 +86,8 @@ def _unit(size_bytes: int) -> tuple[str, int]:
 
 def _mark_steps(axes: Axes, view: RankView) -> None:
     starts = sorted(view.timeline.step_start_ns.items())
-    each = max(1, -(-len(starts) // STEP_LABELS))
-    shown = [(step, (when - view.start_ns) / 1e9) for step, when in starts[::each]]
+    each = stride(len(starts) / STEP_LABELS)
+    shown = [(step, (when - view.start_ns) / 1e9) for step, when in starts if step % each == 0]
     for step, at in shown:
         axes.axvline(at, color=FAINT, linewidth=0.6, zorder=0)
         axes.annotate(

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-TOP = 25
 MIB = 1 << 20
 
 
@@ -53,7 +52,7 @@ def export(capture: Capture, folder: Path) -> None:
     ranks = choose_ranks(capture, None)
     for rank in ranks:
         with EventFile(folder / _run_name(rank, ranks), capture.info.created_ns) as file:
-            _write_rank(file, view_rank(rank, ReportOptions(top=TOP)))
+            _write_rank(file, view_rank(rank, ReportOptions()))
     with EventFile(folder / "all-ranks", capture.info.created_ns) as file:
         _write_run(file, capture, ranks)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing.util
 import sys
 from contextlib import ExitStack
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
 
+from memlens.format import RANK_FILE
 from memlens.identity import is_loader_worker
 from memlens.options import Options
 from memlens.session import Session
@@ -32,7 +34,10 @@ def start_session(run: Path, *, wait: bool) -> None:
 
 
 def _announce(session: Session) -> None:
-    if session.rank in (0, None) and session.is_recorded:
+    if session.run is None or not session.is_recorded or session.rank not in (0, None):
+        return
+    ranks = list(session.run.glob(f"*/{RANK_FILE}"))
+    if session.trains or len(ranks) == 1:  # else it has merely started those who train
         print(
             f"memlens: recorded {session.events:,} events; read them with: "
             f"memlens report {_short(session.run)}",
@@ -50,34 +55,42 @@ def _short(run: Path | None) -> str:
 class Arm:
     """Waits in a process that is most likely a helper; costs a function call per module call."""
 
+    _waiting = False
+    """One of them waits in this process; a fork inherits it together with its hooks."""
+
     def __init__(self, run: Path) -> None:
         self._run = run
         self._undo = ExitStack()
-        self._fired = False
 
     def install(self) -> None:
         """Set the hooks. They remove themselves when the first one fires."""
-        for handle in (
-            torch_module.register_module_parameter_registration_hook(self._fire),
-            torch_module.register_module_forward_pre_hook(self._fire),
-        ):
-            self._undo.callback(handle.remove)
-        original = torch.optim.Optimizer.__init__
+        if Arm._waiting:
+            return
+        Arm._waiting = True
+        # Of the constructor, not of the first parameter: that has been allocated by then.
+        for owner in (torch.nn.Module, torch.optim.Optimizer):
+            self._hook_constructor(owner)
+        handle = torch_module.register_module_forward_pre_hook(self._fire)
+        self._undo.callback(handle.remove)
 
-        def __init__(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    def _hook_constructor(self, owner: Any) -> None:
+        original = owner.__init__
+
+        @wraps(original)
+        def __init__(this: Any, *args: Any, **kwargs: Any) -> None:
             self._fire()
-            original(optimizer, *args, **kwargs)
+            original(this, *args, **kwargs)
 
-        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign]
-        self._undo.callback(setattr, torch.optim.Optimizer, "__init__", original)
+        owner.__init__ = __init__
+        self._undo.callback(setattr, owner, "__init__", original)
 
     def _fire(self, *_: object) -> None:
-        if self._fired or torch.compiler.is_compiling():
+        if not Arm._waiting or torch.compiler.is_compiling():
             return
-        self._fired = True
+        Arm._waiting = False
         try:
             self._undo.close()
             if not is_loader_worker():
-                start_session(self._run, wait=False)
+                start_session(self._run, wait=True)
         except Exception as error:
             print(f"memlens: this process is not recorded: {error}", file=sys.stderr)

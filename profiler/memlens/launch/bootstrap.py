@@ -11,18 +11,21 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from memlens.launch.environment import MAIN_PID, RUN
+from memlens.options import is_disabled
 
 __all__ = ["begin"]
 
 
 def begin() -> None:
     """Wait for torch; called when the interpreter starts."""
-    if os.environ.get("MEMLENS_DISABLE"):
+    if is_disabled(os.environ):
         return
     if "torch" in sys.modules:
         _torch_is_there()
@@ -31,38 +34,40 @@ def begin() -> None:
 
 
 class _TorchFinder(importlib.abc.MetaPathFinder):
-    """Finds torch as the others would, and calls us when its import is done."""
+    """Finds torch as the others would, and has us called when its import is done.
+
+    Others may merely ask where torch is (`importlib.util.find_spec`), so it stays until then.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "torch":
             return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            found = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
+        for finder in list(sys.meta_path):
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            found = finder.find_spec(name, path, target)
             if found is not None:
-                if found.loader is not None:
-                    found.loader = _TorchLoader(found.loader)
+                self._follow(found.loader)
                 return found
         return None
 
+    def _follow(self, loader: Any) -> None:
+        """Be called after `loader` has run; it keeps its class and its other methods."""
+        original = loader.exec_module
 
-class _TorchLoader(importlib.abc.Loader):
-    """Torch's own loader, followed by us. It steps aside before anybody can look at it."""
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module
+            original(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            _torch_is_there()
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _torch_is_there()
+        try:
+            loader.exec_module = exec_module
+        except AttributeError as error:
+            _say(error)
 
 
 def _torch_is_there() -> None:
@@ -71,8 +76,12 @@ def _torch_is_there() -> None:
     except Exception as error:
         if os.environ.get("MEMLENS_DEBUG") == "1":
             raise
-        text = " ".join(str(error).split())
-        print(f"memlens: this process is not recorded: {text}", file=sys.stderr)
+        _say(error)
+
+
+def _say(error: Exception) -> None:
+    text = " ".join(str(error).split())
+    print(f"memlens: this process is not recorded: {text}", file=sys.stderr)
 
 
 def _start() -> None:
@@ -81,10 +90,11 @@ def _start() -> None:
 
     run = Path(os.environ[RUN])
     main = os.environ.get(MAIN_PID) == str(os.getpid())
-    if main or not is_multiprocessing_child():
-        start_session(run, wait=not main)
-    else:
-        # Most are DataLoader workers; a rank shows itself soon enough.
+    if is_multiprocessing_child() or threading.current_thread() is not threading.main_thread():
+        # Most such children are DataLoader workers; a rank shows itself soon enough. And it is the
+        # thread that trains which is to be recorded, not the one that happened to import torch.
         Arm(run).install()
+    else:
+        start_session(run, wait=not main)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: Arm(run).install())

@@ -16,8 +16,10 @@ MAIN_PID = "MEMLENS_MAIN_PID"
 VARIABLES = {
     "MEMLENS_OUT": "output folder, as --out",
     "MEMLENS_STEPS": "steps to record, as --steps",
-    "MEMLENS_STACKS": "innermost Python frames kept per allocation, as --stack-depth; 0: none",
+    "MEMLENS_STACKS": "0: no Python stacks, as --no-stacks",
+    "MEMLENS_STACK_DEPTH": "innermost Python frames kept, as --stack-depth",
     "MEMLENS_DEVICE": "device whose allocator is recorded, as --device",
+    "MEMLENS_CPU_SOURCE": "hook, profiler or auto: how CPU memory is recorded",
     "MEMLENS_DISABLE": "1: record nothing; `memlens run` merely runs the job",
     "MEMLENS_DEBUG": "1: show tracebacks of memlens' own faults",
     "MEMLENS_RUN": "set for the job: the run's folder",

@@ -17,7 +17,14 @@ __all__ = ["existing_blocks", "learn_existing_objects"]
 def learn_existing_objects(modules: ModuleObserver, optimizers: OptimizerObserver) -> None:
     """Show the observers the models and optimizers that were made before the session."""
     found = gc.get_objects()
-    modules.learn_existing([item for item in found if issubclass(type(item), torch.nn.Module)])
+    modules.learn_existing(
+        [
+            item
+            for item in found
+            # One whose constructor has only begun has no attributes yet.
+            if issubclass(type(item), torch.nn.Module) and "_modules" in vars(item)
+        ]
+    )
     for item in found:
         if issubclass(type(item), torch.optim.Optimizer) and hasattr(item, "param_groups"):
             optimizers.learn(item)

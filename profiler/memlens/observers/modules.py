@@ -136,7 +136,7 @@ class ModuleObserver:
     def _add_parameter(
         self, module: torch.nn.Module, name: str, tensor: torch.Tensor | None
     ) -> None:
-        self._recorder.evidence()
+        self._recorder.evidence(certain=False)
         if tensor is not None:
             number = self._ids.get(id(module))
             if number is None:

@@ -33,6 +33,7 @@ class OptimizerObserver:
             weakref.WeakKeyDictionary()
         )
         self._tagged: dict[tuple[int, str], int] = {}
+        self._seen: set[int] = set()
         self._stepped: set[int] = set()
         self._expected: set[int] = set()
         self.step = 0
@@ -85,8 +86,11 @@ class OptimizerObserver:
         if scope in self._stepped:
             self._expected = set(self._stepped)
             self._end_step()
-        self._learn_parameters(optimizer)
-        self._tag_state(optimizer)
+        if scope not in self._seen:
+            # State from before: made by the constructor (Adagrad), or loaded from a checkpoint.
+            self._seen.add(scope)
+            self._learn_parameters(optimizer)
+            self._tag_state(optimizer)
         self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

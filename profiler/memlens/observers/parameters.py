@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from memlens.events import Category, NameKind
+from memlens.format import codes
 from memlens.recorder import Recorder
 
 __all__ = ["Known", "Parameters"]
+
+_GRADIENT = codes(Category)["gradient"]
 
 
 class Known:
@@ -82,17 +85,21 @@ class Parameters:
 
     def tag_gradients(self) -> None:
         """Tag `.grad` of every parameter, unless this step has seen it at that address."""
-        recorder, gradient = self._recorder, Category.GRADIENT
+        recorder = self._recorder
+        device_type = recorder.source.device_type
         for known, tensor in self.alive():
             grad = tensor.grad if tensor.requires_grad else None
             if grad is None:
                 known.grad_address = 0
-                continue
-            address = _address(grad)
-            if address and address == known.grad_address:
-                continue
-            known.grad_address = address
-            recorder.tag(grad, gradient, known.name, module=known.module)
+            elif type(grad) is torch.Tensor and grad.layout is torch.strided:
+                address = grad.data_ptr()
+                if address != known.grad_address and grad.device.type == device_type:
+                    known.grad_address = address
+                    if grad.storage_offset():
+                        address -= grad.storage_offset() * grad.element_size()
+                    recorder.tag_address(address, grad.nbytes, _GRADIENT, known.name, known.module)
+            else:
+                recorder.tag(grad, Category.GRADIENT, known.name, module=known.module)
 
     def tag_early_gradient(self, tensor: torch.Tensor) -> None:
         """Tag one gradient now, before a hook of the job frees it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from memlens.report.ink import Ink, cells
+from memlens.report.ticks import stride
 from memlens.units import format_bytes
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _steps(starts: dict[int, int], columns: int, ink: Ink) -> Text:
     ticks = [line] * columns
     labels = [" "] * columns
     room = len(str(max(starts, default=0))) + 2
-    each = _stride(len(starts) * room / columns)
+    each = stride(len(starts) * room / columns)
     free_from = 0
     for number, column in sorted(starts.items()):
         if number % each and free_from:
@@ -159,13 +160,3 @@ def _steps(starts: dict[int, int], columns: int, ink: Ink) -> Text:
     text = Text(f"{'0 B':>{AXIS_WIDTH - 2}} {corner}" + "".join(ticks) + "\n", style="dim")
     text.append(" " * AXIS_WIDTH + "".join(labels).rstrip(), style="dim")
     return text
-
-
-def _stride(at_least: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least this."""
-    unit = 1
-    while True:
-        for factor in (1, 2, 5):
-            if factor * unit >= at_least:
-                return factor * unit
-        unit *= 10

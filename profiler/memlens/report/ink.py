@@ -86,7 +86,7 @@ class Ink:
     @classmethod
     def of(cls, console: Console) -> Ink:
         """What this console can show."""
-        colour = console.color_system in ("256", "truecolor", "windows") and not console.no_color
+        colour = console.color_system in ("256", "truecolor") and not console.no_color
         return cls(colour=colour, blocks=console.encoding.lower().startswith("utf"))
 
     def swatch(self, series: Series) -> Text:

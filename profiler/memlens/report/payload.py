@@ -39,7 +39,7 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
     """
     info = capture.info
     ranks = choose_ranks(capture, options.rank)
-    writer = _Writer(options.rollup)
+    writer = _Writer(options)
     return {
         "format_version": info.format_version,
         "name": info.name,
@@ -57,10 +57,11 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
 
 
 class _Writer:
-    """Turns answers into plain values; knows only whether to roll categories up."""
+    """Turns answers into plain values."""
 
-    def __init__(self, rollup: bool) -> None:
-        self._series = series_of(rollup)
+    def __init__(self, options: ReportOptions) -> None:
+        self._top = options.top
+        self._series = series_of(options.rollup)
         self._name = {member: each.key for each in self._series for member in each.members}
 
     def rank(self, view: RankView) -> Json:
@@ -74,9 +75,9 @@ class _Writer:
             "lost_events": coverage.lost_events,
             "coverage": asdict(coverage),
             "at": self._moment(view.moment, view.inferred_bytes),
-            "modules": [self._module(usage) for usage in view.modules],
-            "allocations": [self._allocation(block) for block in view.allocations],
-            "allocations_count": view.allocations_count,
+            "modules": [self._module(usage) for usage in view.modules[: self._top]],
+            "allocations": [self._allocation(block) for block in view.allocations[: self._top]],
+            "allocations_count": len(view.allocations),
             "growth": [self._growth(group) for group in view.growth],
         }
 

@@ -13,8 +13,9 @@ from memlens.report.text import count, frame_text, plain, shorten, user_frames
 from memlens.units import format_bytes, format_duration_ns
 
 if TYPE_CHECKING:
-    from memlens.answers import Frame, Step
+    from memlens.answers import Allocation, Frame, ModuleUsage, Step
     from memlens.palette import Series
+    from memlens.report.groups import Group
     from memlens.report.ink import Ink
     from memlens.report.view import RankView
 
@@ -136,75 +137,102 @@ def _steps_to_show(steps: tuple[Step, ...]) -> set[int]:
     return {step.step for step in (*steps[:3], top, *steps[-3:])}
 
 
-def modules_table(view: RankView, series: Sequence[Series], ink: Ink, *, width: int) -> Table:
-    """What each module holds at the moment, as a stacked bar."""
+def modules_table(
+    view: RankView,
+    groups: Sequence[Group[ModuleUsage]],
+    series: Sequence[Series],
+    ink: Ink,
+    *,
+    width: int,
+) -> Table:
+    """What the modules of each group hold together at the moment, as a stacked bar."""
     wide = width >= NARROW
-    bar_width = max(8, min(48, width // 3))
-    name_width = max(12, width - bar_width - 24 - (20 if wide else 0))
+    names = [plain(group.name(group.first.module)) or "(no module)" for group in groups]
+    class_names = [shorten(plain(group.first.class_name), 18) for group in groups]
+    # Names first: the bar takes what they leave, and if that is little, they are cut.
+    numbers = (5 + 2) + (11 + 2) + (7 + 2) + (max(map(len, class_names)) + 2 if wide else 0)
+    bar_width = min(48, max(16, width - numbers - max(map(len, names)) - 2))
+    name_width = width - numbers - bar_width - 2
     table = make_table(
+        _right(""),
         Column("module", no_wrap=True),
         *([Column("class", no_wrap=True)] if wide else []),
         _right("total"),
         _right("share"),
         Column("", width=bar_width),
     )
-    full = max((usage.total_bytes for usage in view.modules), default=0)
-    for usage in view.modules:
-        name = Text(shorten(plain(usage.module), name_width))
-        class_name = Text(shorten(plain(usage.class_name), 18), style="dim")
+    full = max(group.total_bytes for group in groups)
+    for group, name, class_name in zip(groups, names, class_names, strict=True):
+        amounts = [group.count * each.amount(group.first.categories) for each in series]
         table.add_row(
-            name if usage.module else Text("(no module)", style="dim"),
-            *([class_name] if wide else []),
-            _bytes(usage.total_bytes),
-            _percent(usage.total_bytes, view.moment.allocated_bytes),
-            ink.bar([each.amount(usage.categories) for each in series], full, bar_width, series),
+            _times(group.count),
+            Text(shorten(name, name_width), style="" if group.first.module else "dim"),
+            *([Text(class_name, style="dim")] if wide else []),
+            _bytes(group.total_bytes),
+            _percent(group.total_bytes, view.moment.allocated_bytes),
+            ink.bar(amounts, full, bar_width, series),
         )
     return table
 
 
-def allocations_table(view: RankView, series: Sequence[Series], ink: Ink, *, width: int) -> Table:
+def allocations_table(
+    groups: Sequence[Group[Allocation]], series: Sequence[Series], ink: Ink, *, width: int
+) -> Table:
     """The largest blocks, with what they are and the lines of code that made them."""
     of_category = {member: each for each in series for member in each.members}
     names = [
-        of_category[block.category].label
-        + (INFERRED_MARK if block.certainty is Certainty.INFERRED else "")
-        for block in view.allocations
+        of_category[group.first.category].label
+        + (INFERRED_MARK if group.first.certainty is Certainty.INFERRED else "")
+        for group in groups
     ]
-    room = width - (11 + 2) - (1 + 2) - (max(map(len, names), default=0) + 2)
+    room = width - (5 + 2) - (11 + 2) - (1 + 2) - (max(map(len, names)) + 2)
     table = make_table(
-        _right("size"),
+        _right(""),
+        _right("total"),
         Column("", width=1),
         Column("category", no_wrap=True),
         Column("what it is, when and where it was made", no_wrap=True),
     )
-    for block, category in zip(view.allocations, names, strict=True):
+    for group, category in zip(groups, names, strict=True):
+        block = group.first
         when = (
             "before recording began"
             if block.preexisting
             else f"step {block.step}, {block.phase.value}"
         )
+        if group.count > 1:
+            when = f"{format_bytes(group.each_bytes)} each, {when}"
         table.add_row(
-            _bytes(block.size_bytes),
+            _times(group.count),
+            _bytes(group.total_bytes),
             ink.swatch(of_category[block.category]),
             category,
-            _what(block.name, block.module, when, block.stack, room),
+            _what(group.name(block.name), group.name(block.module), when, block.stack, room),
         )
     return table
 
 
+def _times(number: int) -> Text:
+    return Text(f"{number} ×" if number > 1 else "", style="dim")
+
+
 def _what(name: str, module: str, when: str, stack: tuple[Frame, ...], room: int) -> Text:
-    """Two lines: what a block is, and, dim, when and where it was made."""
+    """What a block is; below, dim, when it was made and where."""
     known = plain(name) or (f"in {plain(module)}" if module else "(no name, no module)")
     text = Text(shorten(known, room))
-    made = when
-    for at, frame in enumerate(user_frames(stack, STACK_FRAMES)):
-        longer = made + (" < " if at else ", at " if made else "at ") + frame_text(frame)
-        # The innermost frame is always said; its callers, as far as there is room.
-        if at and len(longer) > room:
+    frames = [frame_text(frame) for frame in user_frames(stack, STACK_FRAMES)]
+    # One line if when and the innermost frame fit into it, otherwise two; and as many of the
+    # callers as there is room for then.
+    line = ", at ".join(part for part in (when, *frames[:1]) if part)
+    if frames and len(line) > room:
+        text.append(f"\n{shorten(when, room)}", style="dim")
+        line = f"at {frames[0]}"
+    for caller in frames[1:]:
+        if len(line) + 3 + len(caller) > room:
             break
-        made = longer
-    if made:
-        text.append("\n" + shorten(made, room), style="dim")
+        line += f" < {caller}"
+    if line:
+        text.append(f"\n{shorten(line, room)}", style="dim")
     return text
 
 

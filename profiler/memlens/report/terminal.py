@@ -14,6 +14,7 @@ from rich.text import Text
 from memlens.palette import Series, series_of
 from memlens.report import tables
 from memlens.report.chart import area_chart, legend
+from memlens.report.groups import alike_allocations, alike_modules
 from memlens.report.ink import Ink
 from memlens.report.ranks import RankPeak, ranks_table, spread_line
 from memlens.report.text import count, plain
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["make_console", "print_report"]
 
 PIPED_WIDTH = 100
+NARROWEST = 40
+"""Below this there is no room for a table; lines are wrapped by the terminal instead."""
 WIDEST = 140
 """Beyond this the eye loses the line from a name to its number."""
 
@@ -54,7 +57,7 @@ def make_console(stream: TextIO | None = None) -> Console:
     console = Console(
         file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False
     )
-    console.width = min(console.width, WIDEST)
+    console.width = max(NARROWEST, min(console.width, WIDEST))
     return console
 
 
@@ -78,7 +81,7 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     _print_charts(view, series, ink, console)
     _print_categories(view, series, ink, options, console)
     _print_steps(view, series, ink, console)
-    _print_details(view, series, ink, console)
+    _print_details(view, series, ink, options.top, console)
     if len(ranks) > 1:
         peaks = [RankPeak.of(rank) for rank in ranks]
         _section(console, f"{len(peaks)} ranks")
@@ -214,18 +217,24 @@ def _print_details(
     view: RankView,
     series: tuple[Series, ...],
     ink: Ink,
+    top: int,
     console: Console,
 ) -> None:
     width = console.width
-    if view.modules:
-        _section(console, f"Top modules ({len(view.modules)})")
-        console.print(tables.modules_table(view, series, ink, width=width))
-    if view.allocations:
-        of = f"{len(view.allocations)} of {view.allocations_count:,}"
-        _section(console, f"Top allocations ({of})")
-        console.print(tables.allocations_table(view, series, ink, width=width))
+    if modules := alike_modules(view.modules):
+        _section(console, f"Top modules ({len(view.modules):,})")
+        console.print(tables.modules_table(view, modules[:top], series, ink, width=width))
+    if blocks := alike_allocations(view.allocations):
+        _section(console, f"Top allocations ({count(len(view.allocations), 'block')})")
+        console.print(tables.allocations_table(blocks[:top], series, ink, width=width))
+        notes = []
         if any(view.inferred_bytes.values()):
-            console.print(Text(f"{tables.INFERRED_MARK} inferred, as above", style="dim"))
+            notes.append(f"{tables.INFERRED_MARK} inferred, as above")
+        counts = [group.count for group in modules[:top]] + [group.count for group in blocks[:top]]
+        if max(counts) > 1:
+            notes.append("alike ones are put together, * stands for the number of a layer")
+        if notes:
+            console.print(Text("; ".join(notes), style="dim"))
     if view.growth:
         _section(console, "Growth: these accumulate from step to step")
         console.print(tables.growth_table(view, series, width=width))

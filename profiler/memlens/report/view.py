@@ -73,9 +73,9 @@ class RankView:
     """Time of the rank's first event."""
     moment: Moment
     modules: tuple[ModuleUsage, ...]
+    """All that hold anything at the moment, the largest first."""
     allocations: tuple[Allocation, ...]
-    allocations_count: int
-    """How many blocks are alive at the moment; `allocations` are the largest of them."""
+    """All that are alive at the moment, the largest first."""
     growth: tuple[Growth, ...]
     inferred_bytes: Mapping[Category, int]
     """Bytes at the moment whose category was concluded, not declared by an object we know."""
@@ -132,9 +132,8 @@ def view_rank(rank: RankCapture, options: ReportOptions) -> RankView:
         timeline=timeline,
         start_ns=start_ns,
         moment=moment,
-        modules=rank.modules_at(at_ns, top=options.top),
-        allocations=alive[: options.top],
-        allocations_count=len(alive),
+        modules=rank.modules_at(at_ns, top=None),
+        allocations=alive,
         growth=rank.growth(options.top),
         inferred_bytes=inferred,
     )

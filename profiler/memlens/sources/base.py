@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EventBatch", "Source"]
+
+Array = npt.NDArray[Any]
 
 
 @dataclass
 class EventBatch:
     """Events since the last drain, in columns of equal length, ordered by time."""
 
-    time_ns: list[int] = field(default_factory=list)
-    address: list[int] = field(default_factory=list)
-    size_bytes: list[int] = field(default_factory=list)
+    time_ns: Sequence[int] | Array = ()
+    address: Sequence[int] | Array = ()
+    size_bytes: Sequence[int] | Array = ()
     """Positive: handed out; negative: given back."""
-    stack: list[int] | None = None
+    stack: Sequence[int] | Array | None = None
     """Frame numbers, or None when the source records no stacks."""
     allocator_total_bytes: int | None = None
     """The allocator's own count after the last event, since `start`; None if it does not tell."""
@@ -36,6 +44,8 @@ class Source(Protocol):
     """What the `device` column of events and tags counts through."""
     device_type: str
     """`torch.device.type` of the tensors whose storages it tells of."""
+    drains_anywhere: bool
+    """It can be drained inside the autograd engine, and works beside a torch.profiler of the job."""
     notes: list[str]
     """What the capture lacks by intention, one sentence each."""
 
@@ -46,14 +56,14 @@ class Source(Protocol):
             SourceError: this process cannot be recorded now.
         """
 
-    def trace_calls(self, on: bool) -> bool:
-        """Record stacks from the next drain on, or no longer; whether that is a change."""
-
     def drain(self) -> EventBatch:
         """Take the events so far and go on recording, without a gap on this thread."""
 
     def stop(self) -> EventBatch:
         """Stop recording, and take the events so far."""
+
+    def watch(self, storage: torch.UntypedStorage) -> None:
+        """Report the free of a block that was there before `start`."""
 
     def abandon(self) -> None:
         """Stop recording in a forked child, which must not keep anything of its parent."""

@@ -13,9 +13,7 @@ def _chain() -> None:
     import importlib.util
 
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [
-        entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) != here or not entry
-    ]
+    sys.path[:] = [entry for entry in sys.path if not entry or os.path.abspath(entry) != here]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
@@ -26,15 +24,20 @@ def _chain() -> None:
 def _begin() -> None:
     try:
         from memlens.launch.bootstrap import begin
+
+        begin()
     except ImportError:
-        print(
-            f"memlens: not installed for {sys.executable}; this process is not recorded",
-            file=sys.stderr,
-        )
-        return
-    begin()
+        _say(f"not installed for {sys.executable}; this process is not recorded")
+    except Exception as error:
+        _say(f"this process is not recorded: {' '.join(str(error).split())}")
 
 
-_chain()
-if os.environ.get("MEMLENS_RUN"):
-    _begin()
+def _say(text: str) -> None:
+    print(f"memlens: {text}", file=sys.stderr)
+
+
+try:
+    _chain()
+finally:  # what the user's own raises is theirs, and reported as it would be without us
+    if os.environ.get("MEMLENS_RUN"):
+        _begin()

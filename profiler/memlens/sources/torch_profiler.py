@@ -1,0 +1,117 @@
+"""The CPU source where nothing can be compiled: memory events of torch's own profiler.
+
+The profiler keeps what it records until it is stopped, so a crash would lose it all. It is therefore
+stopped and started again about twice a second, at moments when this thread is not inside the
+autograd engine (the engine carries the profiler's state along with each graph, and would bring a
+stopped profiler back). Between the two nothing is allocated on this thread: the garbage collector
+is held for those milliseconds.
+
+Beyond what the allocator hook does not see, this one misses what other threads of the job allocate and
+free (a buffer that a communication thread frees seems to live on), and knows no stacks.
+"""
+
+from __future__ import annotations
+
+import gc
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from memlens import torch_private
+from memlens.errors import SourceError
+from memlens.sources.base import EventBatch
+from memlens.sources.watch import Watch
+
+__all__ = ["TorchProfilerSource", "check"]
+
+_TIME = attrgetter("start_time_ns")
+_FIELDS = attrgetter("extra_fields")
+_ADDRESS = attrgetter("ptr")
+_SIZE = attrgetter("alloc_size")
+
+
+def check() -> list[str]:
+    """What keeps this source from working here; empty when it can."""
+    missing = torch_private.missing_profiler_features()
+    if missing:
+        return [f"this torch ({torch.__version__}) lacks {', '.join(missing)}"]
+    return []
+
+
+class TorchProfilerSource:
+    """Records the CPU allocator on the thread that starts it."""
+
+    name = "cpu"
+    devices = ("cpu",)
+    device_type = "cpu"
+    drains_anywhere = False
+
+    def __init__(self) -> None:
+        problems = check()
+        if problems:
+            raise SourceError(f"cannot record CPU memory: {'; '.join(problems)}")
+        self.notes: list[str] = [
+            "recorded by torch's profiler: without stacks, and without other threads of the job"
+        ]
+        self._profiler = torch_private.MemoryProfiler()
+        self._watch = Watch()
+        self._base_bytes: int | None = None
+
+    def start(self) -> None:
+        """Begin to record on this thread.
+
+        Raises:
+            SourceError: the job's own torch.profiler is running.
+        """
+        if torch_private.profiler_is_running():
+            raise SourceError(
+                "cannot record CPU memory by torch's profiler while the job's own runs; "
+                "stop it first, or start it inside the session (memlens then waits for it)"
+            )
+        self._base_bytes = None
+        self._profiler.enable()
+
+    def watch(self, storage: torch.UntypedStorage) -> None:
+        """Report the free of a block from before the session."""
+        self._watch.add(storage)
+
+    def drain(self) -> EventBatch:
+        """Take the events so far and go on; in between this thread allocates and frees nothing."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            try:
+                result = self._profiler.disable()
+            finally:  # also when Ctrl-C arrives in between
+                self._profiler.resume()
+        finally:
+            if collecting:
+                gc.enable()
+        return self._read(result)
+
+    def stop(self) -> EventBatch:
+        """Stop recording and take the events so far."""
+        batch = self._read(self._profiler.disable())
+        self._watch.clear()
+        return batch
+
+    def abandon(self) -> None:
+        """Drop everything; for a forked child."""
+        self._watch.clear()
+        self._profiler.disable()
+
+    def _read(self, result: Any) -> EventBatch:
+        roots = result.experimental_event_tree()
+        fields = list(map(_FIELDS, roots))
+        batch = EventBatch(
+            time_ns=list(map(_TIME, roots)),
+            address=list(map(_ADDRESS, fields)),
+            size_bytes=list(map(_SIZE, fields)),
+            census_frees=self._watch.take(),
+        )
+        if fields:
+            if self._base_bytes is None:
+                self._base_bytes = fields[0].total_allocated - batch.size_bytes[0]
+            batch.allocator_total_bytes = fields[-1].total_allocated - self._base_bytes
+        return batch

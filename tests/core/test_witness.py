@@ -1,0 +1,182 @@
+"""Our bytes agree with a witness that knows nothing of us: torch.profiler, for the same step."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import memlens
+from memlens.capture import RankCapture
+from memlens.events import Action
+from memlens.format import codes
+from memlens.reader import RankData, read_rank
+from memlens.session import Session
+from tests.support.training import assert_sound, now
+
+ACTION = codes(Action)
+
+
+class Classifier(nn.Module):
+    """A bit of everything: embedding, attention, dropout, normalisation, convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 16)
+        self.attention = nn.MultiheadAttention(16, 2, dropout=0.1, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.convolution = nn.Conv1d(16, 8, 3, padding=1)
+        self.head = nn.Sequential(nn.GELU(), nn.Dropout(0.1), nn.Linear(8, 10))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embedding(tokens)
+        hidden = self.norm(hidden + self.attention(hidden, hidden, hidden)[0])
+        hidden = self.convolution(hidden.transpose(1, 2)).mean(2)
+        result: torch.Tensor = self.head(hidden)
+        return result
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one step allocated."""
+
+    allocations: int
+    allocated_bytes: int
+    frees: int
+    freed_bytes: int
+    peak_bytes: int
+    """Above what was there at the start."""
+
+
+def step_within(recording: AbstractContextManager[Any], foreach: bool) -> None:
+    """Two steps, of which the second is recorded."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=foreach)
+    tokens, labels = torch.randint(50, (4, 12)), torch.randint(10, (4,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(tokens), labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    step()
+    with recording:
+        step()
+
+
+def account_of_torch_profiler(foreach: bool) -> Account:
+    profiler = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    )
+    step_within(profiler, foreach)
+    assert profiler.profiler is not None
+    pending = list(profiler.profiler.kineto_results.experimental_event_tree())
+    found: list[tuple[int, int]] = []
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.name == "[memory]":
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    sizes = np.array([size for _, size in sorted(found, key=lambda item: item[0])], np.int64)
+    # The public table tells the same sum, op by op.
+    assert sizes.sum() == sum(event.self_cpu_memory_usage for event in profiler.events())
+    return Account(
+        allocations=int(np.count_nonzero(sizes > 0)),
+        allocated_bytes=int(sizes[sizes > 0].sum()),
+        frees=int(np.count_nonzero(sizes < 0)),
+        freed_bytes=-int(sizes[sizes < 0].sum()),
+        peak_bytes=int(np.cumsum(sizes).max()),
+    )
+
+
+def account_of(rank: RankCapture) -> Account:
+    blocks = rank.blocks
+    ours = ~blocks.preexisting
+    ended = ours & (blocks.last < len(blocks.time_ns))
+    return Account(
+        allocations=int(np.count_nonzero(ours & (blocks.size_bytes > 0))),
+        allocated_bytes=int(blocks.size_bytes[ours].sum()),
+        frees=int(np.count_nonzero(ended & (blocks.size_bytes > 0))),
+        freed_bytes=int(blocks.size_bytes[ended].sum()),
+        peak_bytes=int(blocks.running_bytes(ours).max()),
+    )
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("stacks", [False, True])
+def test_the_same_step_has_the_same_bytes_as_under_torch_profiler(
+    stacks: bool, foreach: bool, tmp_path: Path
+) -> None:
+    session = memlens.profile(out=tmp_path / "run", stacks=stacks)
+    step_within(session, foreach)
+    rank = session.capture.ranks[0]
+
+    witness = account_of_torch_profiler(foreach)
+
+    assert account_of(rank) == witness
+    assert witness.allocations > 200
+    assert rank.coverage.witness_difference_bytes == 0
+    assert_sound(rank)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RankData:
+    """One rank's streams, to leave something out of."""
+    session = memlens.profile(out=tmp_path_factory.mktemp("witness") / "run")
+    step_within(session, foreach=True)
+    assert session.run is not None
+    return read_rank(session.run / "rank-00000")
+
+
+def without(data: RankData, event: int) -> RankCapture:
+    """The rank, as if one event had never been recorded."""
+    events = {name: np.delete(column, event) for name, column in data.events.items()}
+    return RankCapture(replace(data, events=events), 0, 0)
+
+
+@pytest.mark.parametrize("position", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("action", ["alloc", "free"])
+def test_a_dropped_event_is_noticed(recorded: RankData, action: str, position: float) -> None:
+    assert RankCapture(recorded, 0, 0).coverage.witness_difference_bytes == 0
+    candidates = np.flatnonzero(
+        (recorded.events["action"] == ACTION[action]) & (recorded.events["allocated_bytes"] > 0)
+    )
+    victim = int(candidates[int(position * len(candidates))])
+
+    coverage = without(recorded, victim).coverage
+
+    assert coverage.witness_difference_bytes == recorded.events["allocated_bytes"][victim] > 0
+    assert not coverage.complete
+
+
+def test_a_block_that_another_thread_frees_is_seen_or_reported(tmp_path: Path) -> None:
+    """A job may hand tensors to a thread that logs or saves them."""
+    size = 4096
+    moments: list[int] = []
+    session: Session
+    with memlens.profile(out=tmp_path / "run", stacks=False) as session:
+        handed = [torch.empty(size, dtype=torch.uint8)]
+        moments.append(now())
+        thread = threading.Thread(target=handed.clear)
+        thread.start()
+        thread.join()
+        moments.append(now())
+        torch.empty(1)
+    rank = session.capture.ranks[0]
+
+    before, after = (sum(rank.categories_at(moment).values()) for moment in moments)
+    coverage = rank.coverage
+
+    assert before - after == size or (
+        not coverage.complete and coverage.witness_difference_bytes == size
+    )
