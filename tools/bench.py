@@ -94,9 +94,11 @@ def _no_more() -> None:
 def memlens_session(stacks: bool) -> Iterator[Step]:
     import memlens
 
-    with tempfile.TemporaryDirectory() as folder:
-        with memlens.profile(out=f"{folder}/run", stacks=stacks):
-            yield _no_more
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        memlens.profile(out=f"{folder}/run", stacks=stacks),
+    ):
+        yield _no_more
 
 
 @contextlib.contextmanager
@@ -257,7 +259,9 @@ def main() -> None:
     for part, job, steps in (("lm", language_model, 8), ("tiny", tiny, 60)):
         if wanted(part):
             result = measure(job, steps, rounds)
-            print(f"\n{part}: {result['unprofiled_ms']:.1f} ms a step without a profiler, one thread")
+            print(
+                f"\n{part}: {result['unprofiled_ms']:.1f} ms a step without a profiler, one thread"
+            )
             for way, row in result["ways"].items():
                 low, high = row["spread"]
                 print(

@@ -157,14 +157,19 @@ def _cpu() -> Check:
 
 
 def _stacks() -> Check:
-    if sys.getprofile() is not None:
-        return Check(
-            "recording",
-            "Python stacks",
-            Status.PROBLEM,
-            "another Python profiler is active (sys.setprofile); there can be one at a time",
-        )
-    return Check("recording", "Python stacks", Status.OK, "of allocations (run --stacks)")
+    """Stacks and other threads need the allocator hook, which needs a C++ compiler once."""
+    name = "Python stacks"
+    try:
+        from memlens.sources.cpu import hook_problem
+
+        problem = hook_problem()
+    except Exception as error:
+        problem = _why(error)
+    if problem is None:
+        return Check("recording", name, Status.OK, "of every allocation; all threads of the job")
+    fix = "apt install g++" if "compiler" in problem else ""
+    detail = f"only the training thread, without stacks: {problem.partition(';')[0]}"
+    return Check("recording", name, Status.PROBLEM, detail, fix)
 
 
 def _cuda() -> Check:

@@ -33,9 +33,9 @@ from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 
 __all__ = [
     "CHECKSUM_KEY",
-    "PLACE_KEY",
     "FORMAT_NAME",
     "FORMAT_VERSION",
+    "PLACE_KEY",
     "RANK_FILE",
     "RUN_FILE",
     "SCHEMAS",
@@ -99,10 +99,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 """Columns of each stream, in the order in which the streams are written."""
 
-_CODES: dict[type[Enum], dict[str, int]] = {
-    enum: {member.value: index for index, member in enumerate(enum)}
-    for enum in (Action, Category, Certainty, MarkKind, NameKind)
-}
+_ENUMS: tuple[type[Enum], ...] = (Action, Category, Certainty, MarkKind, NameKind)
+_CODES = {enum: {str(member.value): index for index, member in enumerate(enum)} for enum in _ENUMS}
 
 
 def codes(enum: type[Enum]) -> dict[str, int]:

@@ -65,5 +65,7 @@ class Heartbeat:
     def _end(self) -> None:
         global _current
         _current = None
-        self._stop.set()
-        self._thread.join()
+        # Not in a forked child: the thread is not there, and may have held the event's lock.
+        if self._thread.is_alive():
+            self._stop.set()
+            self._thread.join()

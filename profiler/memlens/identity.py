@@ -27,8 +27,12 @@ def find_rank() -> tuple[int | None, int]:
 
 def is_multiprocessing_child() -> bool:
     """Whether `multiprocessing` started this process (a DataLoader worker or a spawned rank)."""
-    return multiprocessing.parent_process() is not None or "--multiprocessing-fork" in getattr(
-        sys, "orig_argv", ()
+    if multiprocessing.parent_process() is not None:
+        return True
+    # Not known yet while such a process imports the script that it was started from.
+    return any(
+        word == "--multiprocessing-fork" or "multiprocessing.forkserver" in word
+        for word in sys.orig_argv
     )
 
 

@@ -74,12 +74,15 @@ class Options:
         depth = environment.get("MEMLENS_STACK_DEPTH") or str(DEFAULT_STACK_DEPTH)
         if not depth.isdecimal():
             raise UsageError(f"MEMLENS_STACK_DEPTH must be a number of frames, not {depth!r}")
+        stacks = (environment.get("MEMLENS_STACKS") or "1").lower()
+        if stacks not in _TRUE | _FALSE:
+            raise UsageError(f"MEMLENS_STACKS must be 1 or 0, not {stacks!r}")
         out = environment.get("MEMLENS_OUT")
         return cls(
             out=Path(out) if out else None,
             first_step=first,
             last_step=last,
-            stacks=environment.get("MEMLENS_STACKS", "").lower() not in _FALSE,
+            stacks=stacks in _TRUE,
             stack_depth=int(depth),
             device=environment.get("MEMLENS_DEVICE") or "cpu",
             disabled=is_disabled(environment),

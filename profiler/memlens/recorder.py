@@ -293,7 +293,10 @@ class Recorder:
         self._store(EventBatch())
         if self._writer is not None:
             self._writer.close(
-                problems=self.problems, notes=self.source.notes, events=self.events, ended_ns=time_ns()
+                problems=self.problems,
+                notes=self.source.notes,
+                events=self.events,
+                ended_ns=time_ns(),
             )
             self._writer = None
 

@@ -35,58 +35,57 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
     """
     from memlens.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
 
-    folder = options.out
+    wanted = options.out
+    parent = Path(DEFAULT_FOLDER).absolute() if wanted is None else Path(wanted).absolute().parent
     try:
-        if folder is not None:
-            folder = Path(folder).absolute()
-            _make(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        if wanted is None:
+            folder = _make_new(parent, options.name or _name_of(command))
         else:
-            folder = _choose(options.name or _name_of(command))
-    except FileExistsError:
-        raise OutputExistsError(
-            f"output folder exists already and is never overwritten: {folder}; "
-            "choose another with --out (or MEMLENS_OUT), or remove it"
-        ) from None
+            folder = _make_given(Path(wanted).absolute())
+        write_json(
+            folder / RUN_FILE,
+            {
+                "format": FORMAT_NAME,
+                "version": FORMAT_VERSION,
+                "memlens": __version__,
+                "command": list(command),
+                "created_ns": time_ns(),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "units": {"size": "bytes", "time": "nanoseconds since the Unix epoch"},
+            },
+        )
     except OSError as error:
-        raise UsageError(f"cannot make the output folder {folder}: {error.strerror}") from error
-    write_json(
-        folder / RUN_FILE,
-        {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "memlens": __version__,
-            "command": list(command),
-            "created_ns": time_ns(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "units": {"size": "bytes", "time": "nanoseconds since the Unix epoch"},
-        },
-    )
+        raise UsageError(
+            f"cannot make the output folder {wanted or parent}: {error.strerror}"
+        ) from error
     return folder
 
 
-def _make(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        return  # made beforehand and still empty: nothing to overwrite
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
+def _make_given(folder: Path) -> Path:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir() or any(folder.iterdir()):  # else there is nothing to overwrite
+            raise OutputExistsError(
+                f"output folder exists already and is never overwritten: {folder}; "
+                "choose another with --out (or MEMLENS_OUT), or remove it"
+            ) from None
+    return folder
 
 
-def _choose(name: str) -> Path:
+def _make_new(parent: Path, name: str) -> Path:
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-    for number in range(1, 1000):
-        folder = Path(DEFAULT_FOLDER).absolute() / (stem if number == 1 else f"{stem}-{number}")
+    number = 1
+    while True:
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
         try:
-            _make_new(folder)
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(stem)
-
-
-def _make_new(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
+            folder.mkdir()
+        except FileExistsError:  # another run of this second
+            number += 1
+        else:
+            return folder
 
 
 def _name_of(command: tuple[str, ...]) -> str:

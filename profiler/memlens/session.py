@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import time_ns
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "current_session"]
 
+T = TypeVar("T")
 _current: Session | None = None
 
 
@@ -270,7 +271,7 @@ class Session:
         if self._run is None:
             self._run = create_run(self._options, command=tuple(sys.argv))
         self.rank, world_size = find_rank()
-        header = {
+        header: dict[str, object] = {
             "rank": self.rank,
             "world_size": world_size,
             "source": self._source.name,
@@ -330,12 +331,10 @@ def _make_writer(run: Path, rank: int | None, header: dict[str, object]) -> Rank
     raise OutputExistsError(f"{run} is full of captures of rank {rank}; choose another folder")
 
 
-def _as_list(value: object, kind: type) -> list:  # type: ignore[type-arg]
+def _as_list(value: Any, kind: type[T]) -> list[T]:
     if value is None:
         return []
-    if isinstance(value, kind):
-        return [value]
-    items = list(value)  # type: ignore[call-overload]
+    items = [value] if isinstance(value, kind) else list(value)
     if not all(isinstance(item, kind) for item in items):
         raise UsageError(f"expected a {kind.__name__} or several, got {value!r:.80}")
     return items

@@ -137,7 +137,9 @@ class MemoryProfiler:
     def resume(self) -> None:
         """Start recording again; the process has done so before."""
         torch._C._autograd._prepare_profiler(self._config, self._activities)
-        torch._C._autograd._enable_profiler(self._config, self._activities, self._scopes)
+        # The stubs do not know the third argument.
+        enable: Any = torch._C._autograd._enable_profiler
+        enable(self._config, self._activities, self._scopes)
 
     def disable(self) -> Any:
         """Stop recording. Returns a result whose `experimental_event_tree()` holds the events."""

@@ -24,7 +24,7 @@ from memlens.format import (
 
 __all__ = ["RankWriter", "make_batch"]
 
-_DICTIONARIES = {
+_DICTIONARIES: dict[tuple[str, str], type[Enum]] = {
     ("names", "kind"): NameKind,
     ("marks", "kind"): MarkKind,
     ("tags", "category"): Category,

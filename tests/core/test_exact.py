@@ -211,14 +211,20 @@ def most_in_step(recorded: Recorded, step: int, category: Category | None = None
 
 
 @pytest.mark.parametrize(
-    ("before", "stacks"),
-    [(False, True), (True, False)],
-    ids=["made inside, stacks", "made before, no stacks"],
+    ("source", "before", "stacks"),
+    [("hook", False, True), ("hook", True, False), ("profiler", False, False)],
+    ids=["made inside, stacks", "made before, no stacks", "torch's profiler"],
 )
 @pytest.mark.parametrize("name", CASES)
 def test_every_category_at_every_moment(
-    name: str, before: bool, stacks: bool, tmp_path: Path
+    name: str,
+    source: str,
+    before: bool,
+    stacks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MEMLENS_CPU_SOURCE", source)
     case = CASES[name]
     early = case.state if case.early_state else 0
     job = train(case.make, model_before=before, optimizer_before=before)

@@ -109,6 +109,30 @@ if __name__ == "__main__":
     assert theirs(job.stderr) == []
 
 
+def test_ranks_with_a_model_that_their_script_makes_when_it_is_imported(tmp_path: Path) -> None:
+    write_script(
+        tmp_path / "train.py",
+        STEPS
+        + """
+import torch.multiprocessing as mp
+def work(rank):
+    train(rank + 1)
+if __name__ == "__main__":
+    mp.spawn(work, nprocs=2)
+""",
+    )
+
+    job = run_memlens("run", "--out", "run", "train.py", cwd=tmp_path)
+
+    assert job.returncode == 0, job.stderr
+    capture = memlens.load(tmp_path / "run")
+    assert len(capture.ranks) == 2  # without a process group: which is which is not known
+    for rank in capture.ranks:
+        assert rank.coverage.complete, rank.coverage
+        assert rank.peak().categories[Category.WEIGHT] == MODEL_BYTES
+    assert len({rank.events for rank in capture.ranks}) == 2
+
+
 LOADER = """
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -263,9 +287,11 @@ print("child" if child == 0 else "parent", flush=True)
     assert child.coverage.complete, child.coverage
     assert child.events > parent.events > 0
     # What the child inherited is there, found by its census.
-    [weight] = [item for item in child.allocations_at(top=None) if item.name == "0.weight"]
-    assert weight.preexisting
-    assert weight.category is Category.WEIGHT
+    weights = [
+        item for item in child.allocations_at(top=None) if item.category is Category.WEIGHT
+    ]
+    assert all(item.preexisting for item in weights)
+    assert sum(item.size_bytes for item in weights) == MODEL_BYTES
 
 
 def test_a_script_without_torch(tmp_path: Path) -> None:

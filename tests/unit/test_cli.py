@@ -27,7 +27,7 @@ HEAVY = {
 }  # fmt: skip
 
 FROZEN_COMMANDS = {
-    "run": {"--out", "--steps", "--stacks", "--stack-depth", "--device"},
+    "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "export": {"--to", "--out"},
     "doctor": {"--json"},

@@ -172,15 +172,22 @@ def test_cuda_devices_are_named_though_not_recorded_yet(
     assert check.detail == f"{words}; recording CUDA memory comes with a later release"
 
 
-def test_another_profiler_is_noticed() -> None:
-    before = sys.getprofile()
-    sys.setprofile(lambda *arguments: None)
-    try:
-        check = doctor._stacks()
-    finally:
-        sys.setprofile(before)
-    assert check.status is Status.PROBLEM
+def test_a_missing_compiler_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert look("Python stacks").status is Status.OK
+    from memlens.sources import allocator_hook
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    allocator_hook._library.cache_clear()
+    check = look("Python stacks")
+    assert check.status is Status.PROBLEM
+    assert "no C++ compiler" in check.detail
+    assert check.fix == "apt install g++"
+    assert look("CPU memory").status is Status.OK  # by torch's profiler
+    allocator_hook._library.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_another_profiler_is_noticed() -> None:
     [
         ("MEMLENS_DISABLE", "1", "nothing is recorded"),
         ("MEMLENS_STEPS", "x", "steps must look like"),
-        ("MEMLENS_STACKS", "many", "stacks must be one of"),
+        ("MEMLENS_STACKS", "many", "MEMLENS_STACKS must be 1 or 0"),
     ],
 )
 def test_variables_that_prevent_recording_are_found(

@@ -46,9 +46,7 @@ def find_growth(
     born = np.searchsorted(ends, blocks.first, side="left")
     dead = np.searchsorted(ends, np.where(blocks.free_ns == FOREVER, ends[-1] + 1, blocks.last))
     # Alive at the end of at least two steps, born in a step that is looked at.
-    old = np.flatnonzero(
-        (dead - born >= 2) | ((born == len(later) - 1) & (dead > born))
-    )
+    old = np.flatnonzero((dead - born >= 2) | ((born == len(later) - 1) & (dead > born)))
     old = old[blocks.first[old] > bounds[0].last_event] if bounds[0].step == 0 else old
     if not len(old):
         return []

@@ -75,8 +75,8 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
     interval = np.maximum(np.searchsorted(on_ns, time, side="right") - 1, 0)
 
     # In the order of (stretch, address, time), begin and end of a lifetime are neighbours.
-    by_block = np.lexsort((address, interval)) if len(on_ns) > 1 else np.argsort(
-        address, kind="stable"
+    by_block = (
+        np.lexsort((address, interval)) if len(on_ns) > 1 else np.argsort(address, kind="stable")
     )
     begins = is_begin[by_block]
     same_as_next = np.zeros(count, bool)

@@ -65,10 +65,13 @@ def attribute(blocks: Lifetimes, segments: Segments, tags: dict[str, Array]) -> 
     tag = np.flatnonzero(hit >= 0)
     block = hit[tag]
     # One model's output may be the next one's argument: it stays what the forward made of it.
-    made_by_model = np.isin(
-        segments.scope[where[block]],
-        [Scope.MODULE, Scope.RECOMPUTE, Scope.BACKWARD, Scope.OPTIMIZER],
-    ) & ~blocks.preexisting[block]
+    made_by_model = (
+        np.isin(
+            segments.scope[where[block]],
+            [Scope.MODULE, Scope.RECOMPUTE, Scope.BACKWARD, Scope.OPTIMIZER],
+        )
+        & ~blocks.preexisting[block]
+    )
     keep = ~((tags["category"][tag] == _CATEGORY["input"]) & made_by_model)
     tag, block = tag[keep], block[keep]
 

@@ -58,13 +58,20 @@ class _RunCommand(click.Command):
     epilog=_EPILOG,
     options_metavar="[OPTIONS] SCRIPT | -m MODULE | -- COMMAND  [ARGUMENTS]...",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder; must not exist. "
-              "[default: memlens-runs/<time>-<name>]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Output folder; must not exist. [default: memlens-runs/<time>-<name>]",
+)
 @click.option("--steps", help="Training steps to record: 3:8 for steps 3 to 7. [default: all]")
-@click.option("--stacks/--no-stacks", default=None,
-              help="Record the Python stack of each allocation. [default: on]")
-@click.option("--stack-depth", type=click.IntRange(min=1),
-              help="Innermost Python frames kept. [default: 32]")
+@click.option(
+    "--stacks/--no-stacks",
+    default=None,
+    help="Record the Python stack of each allocation. [default: on]",
+)
+@click.option(
+    "--stack-depth", type=click.IntRange(min=1), help="Innermost Python frames kept. [default: 32]"
+)
 @click.option("--device", help="Kind of device whose allocator is recorded. [default: cpu]")
 @click.pass_context
 def command(
@@ -75,7 +82,7 @@ def command(
     stack_depth: int | None,
     device: str | None,
 ) -> None:
-    """Profile a training job; the script is unchanged.
+    r"""Profile a training job; the script is unchanged.
 
     \b
     memlens run train.py --lr 1e-3

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from memlens.format import RANK_FILE
 from memlens.identity import is_loader_worker
 from memlens.options import Options
-from memlens.session import Session
+from memlens.session import Session, current_session
 
 __all__ = ["Arm", "start_session"]
 
@@ -29,8 +29,15 @@ def start_session(run: Path, *, wait: bool) -> None:
     """
     session = Session(Options.from_environment(), run=run, wait=wait, on_close=_announce)
     session.start()
-    # Children of multiprocessing end without atexit; this is where they clean up.
-    multiprocessing.util.Finalize(None, session.stop, exitpriority=100)
+    # Children of multiprocessing end without atexit. They have a list of their own for that, which
+    # they clear when they begin to work; by then a script with a model has been imported.
+    _stop_with_process(session)
+    multiprocessing.util.register_after_fork(session, _stop_with_process)
+
+
+def _stop_with_process(session: Session) -> None:
+    if current_session() is session:
+        multiprocessing.util.Finalize(None, session.stop, exitpriority=100)
 
 
 def _announce(session: Session) -> None:

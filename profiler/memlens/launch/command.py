@@ -49,7 +49,9 @@ def parse_job(words: Sequence[str], *, module: str | None, literal: bool) -> Job
         return Job((program, *words[1:]), is_script=False)
     script = words[0]
     if not Path(script).exists():
-        hint = f"; for a command, write: memlens run -- {script} ..." if shutil.which(script) else ""
+        hint = (
+            f"; for a command, write: memlens run -- {script} ..." if shutil.which(script) else ""
+        )
         raise UsageError(f"no such script: {script}{hint}")
     return Job((sys.executable, *words), is_script=True)
 

@@ -127,9 +127,7 @@ class ModuleObserver:
             )
         return hook
 
-    def _add_child(
-        self, module: torch.nn.Module, name: str, child: torch.nn.Module | None
-    ) -> None:
+    def _add_child(self, module: torch.nn.Module, name: str, child: torch.nn.Module | None) -> None:
         if child is not None:
             self._parents[child] = weakref.ref(module)
 

@@ -53,14 +53,14 @@ class OptimizerObserver:
         ):
             undo.callback(handle.remove)
         original = torch.optim.Optimizer.__init__
-        learn = hook("optimizer observer", self.learn)
+        learn = hook("optimizer observer", self._learn)
 
         def __init__(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
             original(optimizer, *args, **kwargs)
             learn(optimizer)
 
         __init__.__wrapped__ = original  # type: ignore[attr-defined]
-        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign]
+        setattr(torch.optim.Optimizer, "__init__", __init__)  # noqa: B010
         undo.callback(setattr, torch.optim.Optimizer, "__init__", original)
 
     def learn(self, optimizer: torch.optim.Optimizer) -> int:
@@ -75,6 +75,9 @@ class OptimizerObserver:
             self._scopes[optimizer] = scope
             self._expected.add(scope)
         return scope
+
+    def _learn(self, optimizer: torch.optim.Optimizer) -> None:
+        self.learn(optimizer)
 
     # -- hooks ---------------------------------------------------------------------------------
 

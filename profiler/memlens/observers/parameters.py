@@ -96,7 +96,7 @@ class Parameters:
                 if address != known.grad_address and grad.device.type == device_type:
                     known.grad_address = address
                     if grad.storage_offset():
-                        address -= grad.storage_offset() * grad.element_size()
+                        address -= int(grad.storage_offset()) * grad.element_size()
                     recorder.tag_address(address, grad.nbytes, _GRADIENT, known.name, known.module)
             else:
                 recorder.tag(grad, Category.GRADIENT, known.name, module=known.module)
@@ -105,9 +105,7 @@ class Parameters:
         """Tag one gradient now, before a hook of the job frees it."""
         known = self.find(tensor)
         if known is not None and tensor.grad is not None:
-            self._recorder.tag(
-                tensor.grad, Category.GRADIENT, known.name, module=known.module
-            )
+            self._recorder.tag(tensor.grad, Category.GRADIENT, known.name, module=known.module)
 
     def forget_gradients(self) -> None:
         """A step has ended: addresses of gradients may come back for others."""

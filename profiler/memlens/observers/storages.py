@@ -35,7 +35,7 @@ def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int]
     except RuntimeError:  # no storage: fake, functional or uninitialised
         return
     if address:
-        yield address - tensor.storage_offset() * tensor.element_size(), tensor.nbytes
+        yield address - int(tensor.storage_offset()) * tensor.element_size(), tensor.nbytes
 
 
 def _sparse_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

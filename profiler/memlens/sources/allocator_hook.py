@@ -66,7 +66,7 @@ class AllocatorHookSource:
     """
 
     name = "cpu"
-    devices = ("cpu",)
+    devices: tuple[str, ...] = ("cpu",)
     device_type = "cpu"
     drains_anywhere = True
 
@@ -168,8 +168,6 @@ def _line(code: CodeType, place: int) -> int:
 
 def _view(pointer: ctypes.c_void_p, count: int, dtype: np.dtype[Any]) -> Array:
     """The library's own memory as an array; valid until its next call."""
-    size = count * dtype.itemsize
-    buffer = (ctypes.c_char * size).from_address(pointer.value or 0)
-    return np.frombuffer(buffer, dtype, count)
-
-
+    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(pointer.value or 0)
+    array: Array = np.frombuffer(memoryview(memory), dtype, count)
+    return array

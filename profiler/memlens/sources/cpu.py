@@ -11,7 +11,7 @@ from memlens.sources.base import Source
 from memlens.sources.torch_profiler import TorchProfilerSource
 from memlens.sources.torch_profiler import check as check_profiler
 
-__all__ = ["check", "make_cpu_source"]
+__all__ = ["check", "hook_problem", "make_cpu_source"]
 
 CHOICE = "MEMLENS_CPU_SOURCE"
 
@@ -44,8 +44,13 @@ def make_cpu_source(names: Names, *, stack_depth: int) -> Source:
 
 def check() -> list[str]:
     """What keeps this process from recording CPU allocations; empty when it can."""
+    return [] if hook_problem() is None else check_profiler()
+
+
+def hook_problem() -> str | None:
+    """Why the allocator hook can not be used, so that stacks and other threads are not seen."""
     try:
         AllocatorHookSource(Names(), stack_depth=0)
     except MemlensError as error:
-        return check_profiler() and [str(error), *check_profiler()]
-    return []
+        return str(error)
+    return None

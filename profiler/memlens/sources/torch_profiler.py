@@ -43,7 +43,7 @@ class TorchProfilerSource:
     """Records the CPU allocator on the thread that starts it."""
 
     name = "cpu"
-    devices = ("cpu",)
+    devices: tuple[str, ...] = ("cpu",)
     device_type = "cpu"
     drains_anywhere = False
 
