@@ -23,6 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Kineto would print a line for every profiler that is started here.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "language_model.py"
 Step = Callable[[], None]

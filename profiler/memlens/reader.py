@@ -78,7 +78,9 @@ def read_rank(folder: Path) -> RankData:
     """
     header = read_header(folder / RANK_FILE, RANK_FIELDS, what="rank folder")
     closed: bool = header["closed"]
-    streams = {table: _read_stream(folder / f"{table}.arrow", table) for table in SCHEMAS}
+    streams = {
+        table: _read_stream(folder / f"{table}.arrow", table, closed=closed) for table in SCHEMAS
+    }
     kept, missing_from = _without_gaps(streams)
     tables = {table: pa.Table.from_batches(kept[table], SCHEMAS[table]) for table in SCHEMAS}
     problems = []
@@ -119,13 +121,15 @@ def _counts(rows: object) -> str:
     )[:200]
 
 
-def _read_stream(path: Path, table: str) -> _Stream:
+def _read_stream(path: Path, table: str, *, closed: bool) -> _Stream:
     if path.exists() and not path.is_file():
         raise CaptureError(f"damaged capture: {path} is not an ordinary file")
     try:
         with pa.OSFile(str(path), "rb") as file:
             return _read_batches(file, path, table)
     except FileNotFoundError:
+        if not closed:  # the process was killed before it made the file
+            return _Stream([], is_cut=True)
         raise CaptureError(f"damaged capture: {path} is missing") from None
     except OSError as error:
         raise CaptureError(f"cannot read {path}: {one_line(error)}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import time_ns
 from typing import Any
 
@@ -21,6 +22,7 @@ from memlens.format import codes
 from memlens.names import Names
 from memlens.observers.storages import storages
 from memlens.sources.base import EventBatch, Source
+from memlens.uninterrupted import uninterrupted
 from memlens.writer import RankWriter, make_batch
 
 __all__ = ["Recorder"]
@@ -77,6 +79,7 @@ class Recorder:
         self._last_drain_ns = 0
         self._on_ns = 0
         self._busy = False
+        self._complained = False
 
     # -- what observers call -------------------------------------------------------------------
 
@@ -141,20 +144,29 @@ class Recorder:
         if not self.active:
             return
         self.active = False
-        self.problem(
+        self.complain(
             f"{observer} failed ({type(error).__name__}: {error}); "
-            "recording stopped there and the capture is partial"
+            "recording stopped there and the capture is partial",
+            "; the training goes on",
         )
-        print(f"memlens: {self.problems[-1]}; the training goes on", file=sys.stderr)
-        self.on_fault()
+        with suppress(Exception):
+            self.on_fault()
+
+    def complain(self, text: str, addition: str = "") -> None:
+        """Keep a problem, and tell the person at the terminal of the first one."""
+        self.problem(text)
+        if not self._complained:
+            self._complained = True
+            with suppress(OSError, ValueError):  # nobody is listening
+                print(f"memlens: {' '.join(text.split())}{addition}", file=sys.stderr)
 
     def problem(self, text: str) -> None:
         """Keep a sentence about what the capture lacks."""
         text = " ".join(text.split())
         if text not in self.problems:
             self.problems.append(text)
-            if self._writer is not None:
-                self._writer.update(problems=self.problems)
+            with suppress(OSError):  # the disk may be the problem
+                self.update_header(problems=self.problems)
 
     # -- recording -----------------------------------------------------------------------------
 
@@ -173,10 +185,11 @@ class Recorder:
         """Let the source record no more, and keep what it has."""
         if not self.recording:
             return
-        self.recording = False
-        batch = self.source.stop()
-        self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
-        self._store(batch)
+        with uninterrupted():
+            self.recording = False
+            batch = self.source.stop()
+            self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
+            self._store(batch)
 
     def breathe(self, now: int) -> None:
         """Drain, if this is a moment at which the source can be drained."""
@@ -192,15 +205,16 @@ class Recorder:
 
     def drain(self) -> None:
         """Take what the source has and write everything there is."""
-        self._busy = True
-        try:
-            self._store(self.source.drain())
-            if self._held_rows > MOST_HELD_ROWS and self.on_evidence is not None:
-                self.on_evidence(True)
-        except Exception as error:
-            self.fail(f"the {self.source.name} source", error)
-        finally:
-            self._busy = False
+        with uninterrupted():
+            self._busy = True
+            try:
+                self._store(self.source.drain())
+                if self._held_rows > MOST_HELD_ROWS and self.on_evidence is not None:
+                    self.on_evidence(True)
+            except Exception as error:
+                self.fail(f"the {self.source.name} source", error)
+            finally:
+                self._busy = False
 
     def add_census(self, blocks: list[tuple[int, int]]) -> None:
         """Add blocks (address, bytes) that were there when the source began to record."""
@@ -290,15 +304,17 @@ class Recorder:
 
     def close(self) -> None:
         """Write the rest and end the streams."""
-        self._store(EventBatch())
-        if self._writer is not None:
-            self._writer.close(
-                problems=self.problems,
-                notes=self.source.notes,
-                events=self.events,
-                ended_ns=time_ns(),
-            )
-            self._writer = None
+        try:
+            self._store(EventBatch())
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close(
+                    problems=self.problems,
+                    notes=self.source.notes,
+                    events=self.events,
+                    ended_ns=time_ns(),
+                )
 
     def abandon(self) -> None:
         """Forget everything, in a forked child: the files belong to the parent."""

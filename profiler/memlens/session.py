@@ -33,6 +33,7 @@ from memlens.options import Options
 from memlens.recorder import Recorder
 from memlens.runs import create_run
 from memlens.sources.cpu import make_cpu_source
+from memlens.uninterrupted import uninterrupted
 from memlens.writer import RankWriter
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Session:
             self._open()
         recorder.active = True
         parameters = self._parameters = Parameters(recorder)
-        modules = ModuleObserver(recorder, parameters)
+        modules = self._modules = ModuleObserver(recorder, parameters)
         optimizers = self._optimizer_observer = OptimizerObserver(recorder, parameters)
         inputs = InputObserver(recorder, parameters)
         modules.on_root += [inputs.on_root, self._on_root]
@@ -163,14 +164,19 @@ class Session:
 
     def stop(self) -> None:
         """Stop recording, put torch back as it was and close the capture."""
-        global _current
         recorder = self._recorder
         if recorder is None or self._stopping:
             return
+        with uninterrupted():
+            self._stop(recorder)
+
+    def _stop(self, recorder: Recorder) -> None:
+        global _current
         self._stopping = True
         atexit.unregister(self.stop)
         try:
             if recorder.active:
+                self._modules.name_all()
                 self._parameters.tag_weights()
                 self._parameters.tag_gradients()
         except Exception as error:
@@ -185,7 +191,7 @@ class Session:
             try:
                 finish()
             except Exception as error:
-                recorder.problem(f"closing failed ({type(error).__name__}: {error})")
+                recorder.complain(f"closing failed ({type(error).__name__}: {error})")
         self.events = recorder.events
         if self._on_close is not None:
             self._on_close(self)

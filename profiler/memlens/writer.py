@@ -57,15 +57,16 @@ class RankWriter:
     """The four streams and `rank.json` of one process.
 
     Args:
-        folder: where they go; made here, and must not exist.
+        folder: where they go; made here, in the run's folder, and must not exist.
         header: what `rank.json` says from the start.
 
     Raises:
         FileExistsError: the folder is already there.
+        OSError: it cannot be made, or not written to.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir()
         self.folder = folder
         self._header = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **header, "closed": False}
         self.update()

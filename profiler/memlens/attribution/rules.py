@@ -87,6 +87,7 @@ def attribute(blocks: Lifetimes, segments: Segments, tags: dict[str, Array]) -> 
     name[block] = tags["name"][tag]
     owned = tags["module"][tag] >= 0
     module[block[owned]] = tags["module"][tag[owned]]
+    _inherit(blocks, category, certainty, name, module)
     return Attribution(category, certainty, name, module, where, uncovered)
 
 
@@ -127,6 +128,31 @@ def _infer(blocks: Lifetimes, segments: Segments, where: Array) -> Array:
     ]
     category[blocks.preexisting] = _CATEGORY["unknown"]
     return category
+
+
+def _inherit(
+    blocks: Lifetimes, category: Array, certainty: Array, name: Array, module: Array
+) -> None:
+    """What a census finds after a gap in the recording is what was there before the gap."""
+    cut = (blocks.free_ns < FOREVER) & (blocks.last < len(blocks.time_ns))
+    cut[cut] &= blocks.free_ns[cut] < blocks.time_ns[blocks.last[cut]]
+    if not np.any(cut):
+        return
+    found = blocks.preexisting & (category == _CATEGORY["unknown"])
+    held: dict[tuple[int, int], int] = {}
+
+    def is_next(before: int, after: int) -> bool:
+        return bool(blocks.interval[before] + 1 == blocks.interval[after])
+
+    for number in np.flatnonzero(cut | found).tolist():  # in the order of their beginnings
+        key = int(blocks.address[number]), int(blocks.size_bytes[number])
+        before = held.get(key)
+        if found[number] and before is not None and is_next(before, number):
+            for column in (category, name, module):
+                column[number] = column[before]
+            certainty[number] = _CERTAINTY["inferred"]
+        if cut[number]:
+            held[key] = number
 
 
 def _locate(blocks: Lifetimes, tags: dict[str, Array]) -> Array:

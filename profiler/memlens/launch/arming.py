@@ -44,7 +44,8 @@ def _announce(session: Session) -> None:
     if session.run is None or not session.is_recorded or session.rank not in (0, None):
         return
     ranks = list(session.run.glob(f"*/{RANK_FILE}"))
-    if session.trains or len(ranks) == 1:  # else it has merely started those who train
+    # A process that merely started those who train stays silent, as does one whose folder is gone.
+    if len(ranks) == 1 or (session.trains and ranks):
         print(
             f"memlens: recorded {session.events:,} events; read them with: "
             f"memlens report {_short(session.run)}",

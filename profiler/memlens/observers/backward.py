@@ -75,5 +75,8 @@ class BackwardObserver:
                 handle = tensor.register_post_accumulate_grad_hook(
                     self._recorder.hook("backward observer", self._parameters.tag_early_gradient)
                 )
-                hooks.move_to_end(handle.id, last=False)
+                # The engine reads them in the order in which they came in, whatever an OrderedDict
+                # says; so the others come in again.
+                for key in [key for key in hooks if key != handle.id]:
+                    hooks[key] = hooks.pop(key)
                 self._early.callback(handle.remove)

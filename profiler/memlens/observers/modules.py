@@ -74,6 +74,16 @@ class ModuleObserver:
             ),
         ):
             undo.callback(handle.remove)
+        # Copies and unpickled modules get their parameters without registering them.
+        original = torch.nn.Module.__setstate__
+        learn = hook("module observer", self._add_copy)
+
+        def __setstate__(module: torch.nn.Module, state: Any) -> None:
+            original(module, state)
+            learn(module)
+
+        torch.nn.Module.__setstate__ = __setstate__  # type: ignore[method-assign]
+        undo.callback(setattr, torch.nn.Module, "__setstate__", original)
 
     def learn_existing(self, modules: list[torch.nn.Module]) -> None:
         """Take in models that were made before the session."""
@@ -83,6 +93,13 @@ class ModuleObserver:
                     self._parents[child] = weakref.ref(module)
         for module in modules:
             if id(module) not in self._ids:
+                self._name_tree(self._top(module))
+
+    def name_all(self) -> None:
+        """Name also the models that were never called (a copy that holds a moving average)."""
+        for ref in list(self._refs.values()):
+            module = ref()
+            if module is not None and self._ids.get(id(module)) not in self._named:
                 self._name_tree(self._top(module))
 
     # -- hooks ---------------------------------------------------------------------------------
@@ -141,6 +158,12 @@ class ModuleObserver:
                 number = self._learn(module)
             # Its place in the model is not known yet; `_name_tree` says the qualified name later.
             self._parameters.learn(tensor, f"{type(module).__name__}.{name}", number)
+
+    def _add_copy(self, module: torch.nn.Module) -> None:
+        for name, child in module._modules.items():
+            self._add_child(module, name, child)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            self._add_parameter(module, name, tensor)
 
     # -- names ---------------------------------------------------------------------------------
 

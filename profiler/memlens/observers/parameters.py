@@ -19,7 +19,17 @@ _GRADIENT = codes(Category)["gradient"]
 class Known:
     """A parameter or buffer that a module or an optimizer has shown us."""
 
-    __slots__ = ("address", "category", "grad_address", "module", "name", "ref", "text", "watched")
+    __slots__ = (
+        "address",
+        "category",
+        "grad_address",
+        "module",
+        "name",
+        "ref",
+        "storage",
+        "text",
+        "watched",
+    )
 
     def __init__(
         self, tensor: torch.Tensor, category: Category, name: int, text: str, module: int
@@ -30,6 +40,8 @@ class Known:
         self.name = name
         self.module = module
         self.address = 0
+        self.storage: weakref.ref[torch.UntypedStorage] | None = None
+        """What was tagged at that address; gone if the address has been given out again since."""
         self.grad_address = 0
         self.watched = False
         """A hook of ours looks at its gradient as soon as it is there."""
@@ -126,14 +138,20 @@ class Parameters:
 
     def _tag(self, known: Known, tensor: torch.Tensor) -> None:
         address = _address(tensor)
-        if address != known.address or not address:
-            known.address = address
-            self._recorder.tag(tensor, known.category, known.name, module=known.module)
+        if address and address == known.address:
+            storage = known.storage
+            if storage is not None and storage() is not None:
+                return
+        known.address = address
+        # A storage keeps its Python object, and so this reference, for as long as it lives.
+        known.storage = weakref.ref(tensor.untyped_storage()) if address else None
+        self._recorder.tag(tensor, known.category, known.name, module=known.module)
 
 
 def _address(tensor: torch.Tensor) -> int:
-    # Only to tell "changed" from "the same": a wrapper subclass gives 0 and is tagged again.
+    # Only to tell "changed" from "the same": a wrapper subclass gives 0 and is tagged again, and so
+    # does a lazy parameter, which refuses to answer.
     try:
         return tensor.data_ptr()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return 0

@@ -32,7 +32,7 @@ def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int]
         return
     try:
         address = tensor.data_ptr()
-    except RuntimeError:  # no storage: fake, functional or uninitialised
+    except (RuntimeError, ValueError):  # no storage: fake, functional or (ValueError) lazy
         return
     if address:
         yield address - int(tensor.storage_offset()) * tensor.element_size(), tensor.nbytes

@@ -27,8 +27,9 @@ __all__ = ["TorchProfilerSource", "check"]
 
 _TIME = attrgetter("start_time_ns")
 _FIELDS = attrgetter("extra_fields")
-_ADDRESS = attrgetter("ptr")
-_SIZE = attrgetter("alloc_size")
+_BLOCK = attrgetter("ptr", "alloc_size", "total_allocated")
+_Event = tuple[int, tuple[int, int, int]]
+"""Time; address, bytes and the allocator's total after it."""
 
 
 def check() -> list[str]:
@@ -57,6 +58,7 @@ class TorchProfilerSource:
         self._profiler = torch_private.MemoryProfiler()
         self._watch = Watch()
         self._base_bytes: int | None = None
+        self._total_bytes = 0
 
     def start(self) -> None:
         """Begin to record on this thread.
@@ -104,14 +106,34 @@ class TorchProfilerSource:
     def _read(self, result: Any) -> EventBatch:
         roots = result.experimental_event_tree()
         fields = list(map(_FIELDS, roots))
+        events = list(zip(map(_TIME, roots), map(_BLOCK, fields), strict=True))
+        events = self._without_mapped(events)
         batch = EventBatch(
-            time_ns=list(map(_TIME, roots)),
-            address=list(map(_ADDRESS, fields)),
-            size_bytes=list(map(_SIZE, fields)),
+            time_ns=[time for time, _ in events],
+            address=[block[0] for _, block in events],
+            size_bytes=[block[1] for _, block in events],
             census_frees=self._watch.take(),
         )
-        if fields:
+        if events:
+            first, last = events[0][1], events[-1][1]
             if self._base_bytes is None:
-                self._base_bytes = fields[0].total_allocated - batch.size_bytes[0]
-            batch.allocator_total_bytes = fields[-1].total_allocated - self._base_bytes
+                self._base_bytes = first[2] - first[1]
+            batch.allocator_total_bytes = last[2] - self._base_bytes
         return batch
+
+    def _without_mapped(self, events: list[_Event]) -> list[_Event]:
+        """Leave out shared and mapped memory: the profiler tells of it, the allocator does not.
+
+        The batches of DataLoader workers arrive that way. Such an event claims that the allocator's
+        total is 0, which does not fit the events of its own around it.
+        """
+        kept: list[_Event] = []
+        expected = self._total_bytes
+        for event in events:
+            _, size_bytes, total = event[1]
+            if total == 0 and expected + size_bytes != 0:
+                continue
+            expected = total
+            kept.append(event)
+        self._total_bytes = expected
+        return kept

@@ -57,14 +57,21 @@ struct Stacks {
 std::mutex mutex;
 bool recording = false;
 int64_t total_bytes = 0;  // handed out less taken back, since memlens_start
-std::vector<Event> events, drained;
-Stacks stacks;
 int stack_depth = 0;
-// Blocks that carry our deleter. Kept across sessions: a block may outlive the one it was made in.
-std::unordered_map<void*, size_t> sizes;
 c10::Allocator* base = nullptr;
 c10::DeleterFnPtr base_deleter = nullptr;
-thread_local bool is_session_thread = false;
+int64_t session = 0;
+thread_local int64_t session_of_thread = -1;  // the session that was started on this thread
+// Never destroyed: blocks are given back until the very end of the process.
+std::vector<Event>& events = *new std::vector<Event>;
+std::vector<Event>& drained = *new std::vector<Event>;
+Stacks& stacks = *new Stacks;
+// Blocks that carry our deleter. Kept across sessions: a block may outlive the one it was made in.
+std::unordered_map<void*, size_t>& sizes = *new std::unordered_map<void*, size_t>;
+
+bool is_session_thread() {
+  return session_of_thread == session;
+}
 
 int64_t now_ns() {
   // The clock of Python's time.time_ns(), with which observers stamp their marks.
@@ -78,7 +85,7 @@ void note(void* data, int64_t size, int32_t stack) {
   if (recording) {
     total_bytes += size;
     events.push_back(
-        {now_ns(), reinterpret_cast<uint64_t>(data), size, stack, is_session_thread ? 0 : 1});
+        {now_ns(), reinterpret_cast<uint64_t>(data), size, stack, is_session_thread() ? 0 : 1});
   }
 }
 
@@ -170,7 +177,7 @@ struct RecordingAllocator final : c10::Allocator {
     if (data == nullptr || block.get_context() != data || block.get_deleter() != base_deleter) {
       return block;
     }
-    int32_t stack = recording && stack_depth > 0 && is_session_thread ? current_stack() : -1;
+    int32_t stack = recording && stack_depth > 0 && is_session_thread() ? current_stack() : -1;
     {
       std::lock_guard<std::mutex> guard(mutex);
       sizes[data] = size;
@@ -207,7 +214,7 @@ int memlens_start(int depth) {
   total_bytes = 0;
   events.clear();
   stack_depth = depth;
-  is_session_thread = true;
+  session_of_thread = ++session;
   c10::SetCPUAllocator(&hook);
   recording = c10::GetCPUAllocator() == &hook;
   return recording ? 0 : 1;
@@ -216,7 +223,7 @@ int memlens_start(int depth) {
 void memlens_stop() {
   std::lock_guard<std::mutex> guard(mutex);
   recording = false;
-  is_session_thread = false;
+  ++session;
   if (c10::GetCPUAllocator() == &hook) {
     c10::SetCPUAllocator(base);
   }
@@ -244,7 +251,7 @@ int64_t memlens_stacks(const Frame** frames, const int64_t** ends) {
 void memlens_abandon() {
   new (&mutex) std::mutex();
   recording = false;
-  is_session_thread = false;
+  ++session;
   events.clear();
   if (c10::GetCPUAllocator() == &hook) {
     c10::SetCPUAllocator(base);

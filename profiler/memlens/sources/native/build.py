@@ -45,7 +45,6 @@ def build_hook() -> Path:
         SourceError: there is no compiler, or it fails.
     """
     home = Path(torch.__file__).parent
-    abi = int(torch.compiled_with_cxx11_abi())
     key = hashlib.sha256(
         b"\0".join(
             [
@@ -71,25 +70,31 @@ def build_hook() -> Path:
             "no C++ compiler found (CXX, g++, clang++, c++); on Debian and Ubuntu: apt install g++"
         )
     # Ranks compile at the same time; each into a file of its own, and the last rename stands.
-    partial = folder / f".{name}.{os.getpid()}"
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=".allocator_hook-", suffix=".so")
+    os.close(handle)
+    try:
+        errors = _compile(compiler, home, partial)
+        if errors is None:
+            os.replace(partial, library)
+            return library
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+    first = next((line for line in errors.splitlines() if "error" in line), errors[:200])
+    raise SourceError(f"{compiler} fails on the allocator hook: {first.strip()}")
+
+
+def _compile(compiler: str, home: Path, target: str) -> str | None:
+    """Compile the hook; None when it worked, else what the compiler says."""
+    abi = int(torch.compiled_with_cxx11_abi())
     errors = ""
     for standard in _STANDARDS:
+        command = [compiler, "-O2", f"-std={standard}", "-shared", "-fPIC"]
+        command += [f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-I{home / 'include'}"]
+        command += [str(_SOURCE), "-o", target, f"-L{home / 'lib'}", "-lc10"]
         try:
             result = subprocess.run(
-                [
-                    compiler,
-                    "-O2",
-                    f"-std={standard}",
-                    "-shared",
-                    "-fPIC",
-                    f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
-                    f"-I{home / 'include'}",
-                    str(_SOURCE),
-                    "-o",
-                    str(partial),
-                    f"-L{home / 'lib'}",
-                    "-lc10",
-                ],
+                command,
                 capture_output=True,
                 text=True,
                 timeout=_TIMEOUT_S,
@@ -98,8 +103,6 @@ def build_hook() -> Path:
         except (OSError, subprocess.SubprocessError) as error:
             raise SourceError(f"{compiler} does not run: {error}") from error
         if result.returncode == 0:
-            partial.replace(library)
-            return library
+            return None
         errors = result.stderr
-    first = next((line for line in errors.splitlines() if "error" in line), errors[:200])
-    raise SourceError(f"{compiler} fails on the allocator hook: {first.strip()}")
+    return errors

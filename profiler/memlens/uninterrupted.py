@@ -1,0 +1,44 @@
+"""Keeps Ctrl-C, and whatever else a signal handler may raise, out of a stretch of our own work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+__all__ = ["uninterrupted"]
+
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGINT")
+    if hasattr(signal, name)
+]
+"""For which jobs have handlers that raise: to save a checkpoint, to give up after a while."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let the handlers of signals that arrive inside run at the end; takes about 5 µs.
+
+    Without it an exception could come between two lines of ours that belong together: what has been
+    taken from the source is then lost, or half a batch on disk.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run on the main thread only
+        return
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    with ExitStack() as undo:
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                undo.callback(signal.signal, number, handler)
+                signal.signal(number, note)
+        yield
+    for number in arrived:
+        signal.raise_signal(number)
