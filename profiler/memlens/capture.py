@@ -50,7 +50,7 @@ def load(run: str | os.PathLike[str]) -> Capture:
         CaptureError: it is not a capture, is damaged, holds no rank, or has another version.
     """
     folder = Path(run)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CaptureError(f"no such run folder: {folder}")
     header = read_header(folder / RUN_FILE, RUN_FIELDS, what="run")
     folders = sorted({path.parent for path in folder.glob("*/*.arrow")})
@@ -147,7 +147,11 @@ class RankCapture:
     @cached_property
     def attribution(self) -> Attribution:
         """The category of each block, and why."""
-        mine = self._data.tags["device"] == self._device
+        time = self._data.tags["time_ns"]
+        on, off = self._mark_times("recording_on"), self._mark_times("recording_off")
+        # What observers saw while the source did not record says nothing of what it recorded.
+        recorded = np.searchsorted(on, time, side="right") > np.searchsorted(off, time, side="left")
+        mine = (self._data.tags["device"] == self._device) & recorded
         tags = {name: column[mine] for name, column in self._data.tags.items()}
         return attribute(self.blocks, self.segments, tags)
 
@@ -184,6 +188,9 @@ class RankCapture:
         """Largest difference between the allocator's own count and the events', in bytes."""
         marks, blocks = self._data.marks, self.blocks
         mine = marks["kind"] == _MARK["allocator_total"]
+        if not self._data.header["closed"] and len(blocks.time_ns):
+            # The mark stands before its events; the process may have been killed between the two.
+            mine &= marks["time_ns"] <= blocks.time_ns[-1]
         if not np.any(mine) or not len(blocks.time_ns):
             return 0
         last = np.searchsorted(blocks.time_ns, marks["time_ns"][mine], side="right") - 1

@@ -73,7 +73,7 @@ def read_header(path: Path, fields: Fields, *, what: str) -> dict[str, Any]:
         CaptureError: it is not ours, has another version, or is damaged.
     """
     try:
-        header = read_json(path)
+        header, is_as_written = read_json(path)
     except FileNotFoundError:
         raise CaptureError(f"not a memlens {what}: {path} is missing") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -86,6 +86,8 @@ def read_header(path: Path, fields: Fields, *, what: str) -> dict[str, Any]:
             f"version {FORMAT_VERSION}; read it with the memlens that wrote it "
             f"({header.get('memlens', 'unknown')!r:.40})"
         )
+    if not is_as_written:
+        raise CaptureError(f"damaged memlens {what}: {path}: its checksum does not fit its content")
     for name, is_valid in fields.items():
         if not is_valid(header.get(name)):
             raise CaptureError(

@@ -25,7 +25,10 @@ def _pending(_: object) -> int:
     # Lives as long as the process: a call may still be pending when its session has ended.
     heartbeat = _current
     if heartbeat is not None:
-        heartbeat.beat()
+        try:
+            heartbeat.beat()
+        except Exception as error:  # the interpreter would raise it wherever the job happens to be
+            heartbeat.recorder.fail("heartbeat", error)
     return 0
 
 
@@ -33,14 +36,14 @@ class Heartbeat:
     """Calls `Recorder.breathe` on the main thread when it is due and nobody else has."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+        self.recorder = recorder
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memlens-heartbeat", daemon=True)
 
     def install(self, undo: ExitStack) -> None:
         """Start beating, if the session is on the main thread (pending calls run only there)."""
         global _current
-        if self._recorder.thread != threading.main_thread().ident:
+        if self.recorder.thread != threading.main_thread().ident:
             return
         _current = self
         self._thread.start()
@@ -48,19 +51,16 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):
-            if time_ns() >= self._recorder.next_drain_ns:
+            if time_ns() >= self.recorder.next_drain_ns:
                 ctypes.pythonapi.Py_AddPendingCall(_pending, None)
 
     def beat(self) -> None:
         """Drain, unless observers have just done so."""
-        recorder = self._recorder
+        recorder = self.recorder
         if recorder.active:
-            try:
-                now = time_ns()
-                if now >= recorder.next_drain_ns:
-                    recorder.breathe(now)
-            except Exception as error:
-                recorder.fail("heartbeat", error)
+            now = time_ns()
+            if now >= recorder.next_drain_ns:
+                recorder.breathe(now)
 
     def _end(self) -> None:
         global _current

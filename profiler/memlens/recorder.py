@@ -187,7 +187,11 @@ class Recorder:
             return
         with uninterrupted():
             self.recording = False
-            batch = self.source.stop()
+            try:
+                batch = self.source.stop()
+            except BaseException:
+                self.source.abandon()  # it must not go on recording into nowhere
+                raise
             self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
             self._store(batch)
 

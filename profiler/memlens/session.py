@@ -18,7 +18,7 @@ import torch
 
 from memlens import __version__
 from memlens.adapters import find_adapters
-from memlens.errors import OutputExistsError, SessionActiveError, UsageError
+from memlens.errors import MemlensError, OutputExistsError, SessionActiveError, UsageError
 from memlens.heartbeat import Heartbeat
 from memlens.identity import find_rank, is_loader_worker, is_multiprocessing_child
 from memlens.names import Names
@@ -117,16 +117,23 @@ class Session:
         self._source = source
         try:
             self._install(recorder)
-        except BaseException:
+        except BaseException as error:
             recorder.active = False
-            if recorder.recording:
-                recorder.stop_source()
-            self._undo.close()
+            ours = isinstance(error, MemlensError) or not isinstance(error, Exception)
+            if not ours:  # a fault; the job goes on without us
+                recorder.complain(
+                    f"recording did not start ({type(error).__name__}: {error})",
+                    "; the training goes on",
+                )
+            self._wind_up(recorder)
             self._recorder = None
-            raise
+            if ours:
+                raise
+            return self
         self._started = True
-        _current = self
-        atexit.register(self.stop)
+        if self._recorder is not None:  # else a fault has stopped the session already
+            _current = self
+            atexit.register(self.stop)
         return self
 
     def _install(self, recorder: Recorder) -> None:
@@ -156,9 +163,13 @@ class Session:
             JobProfilerObserver(recorder, self._begin_recording).install(self._undo)
         for adapter in find_adapters(recorder):
             adapter.install(recorder, self._undo)
-        modules.learn_existing([part for model in self._models for part in model.modules()])
+        for model in self._models:
+            modules.learn_existing(list(model.modules()))
+            modules.name(model)
         for optimizer in self._optimizers:
             optimizers.learn(optimizer)
+        # From here on they are the job's alone: what it deletes must be gone.
+        self._models, self._optimizers = [], []
         learn_existing_objects(modules, optimizers)
         self._on_step(0)
 
@@ -187,14 +198,17 @@ class Session:
 
     def _finish(self, recorder: Recorder) -> None:
         self.is_recorded, self.trains = recorder.is_open, recorder.trains
+        self._wind_up(recorder)
+        self.events = recorder.events
+        if self._on_close is not None:
+            self._on_close(self)
+
+    def _wind_up(self, recorder: Recorder) -> None:
         for finish in (recorder.stop_source, self._undo.close, self._note_rank, recorder.close):
             try:
                 finish()
             except Exception as error:
                 recorder.complain(f"closing failed ({type(error).__name__}: {error})")
-        self.events = recorder.events
-        if self._on_close is not None:
-            self._on_close(self)
 
     def __enter__(self) -> Session:
         return self.start()
@@ -222,7 +236,9 @@ class Session:
         if self._recorder is not None:
             raise UsageError("the session still records; leave the `with` block, or call stop()")
         if not self._started or self._run is None:
-            raise UsageError("nothing was recorded (MEMLENS_DISABLE is set, or start() not called)")
+            raise UsageError(
+                "nothing was recorded: MEMLENS_DISABLE is set, or start() was not called or failed"
+            )
         from memlens.capture import load
 
         return load(self._run)
@@ -240,6 +256,7 @@ class Session:
         recorder = self._recorder
         if recorder is None:
             return
+        self._modules.forget_calls()
         first, last = self._options.first_step, self._options.last_step
         if last is not None and step >= last:
             recorder.stop_source()
@@ -252,7 +269,9 @@ class Session:
         if recorder is None:
             return
         recorder.start_source()
-        recorder.add_census(existing_blocks(self._source.device_type, self._source.watch))
+        known = [tensor for _, tensor in self._parameters.alive()]
+        known += self._optimizer_observer.state_tensors()
+        recorder.add_census(existing_blocks(self._source.device_type, self._source.watch, known))
         self._parameters.retag()
         self._optimizer_observer.retag()
 

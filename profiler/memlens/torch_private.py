@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "job_profiler_owner",
     "loader_iterator_class",
     "missing_profiler_features",
+    "optimizer_step_code",
     "profiler_is_running",
 ]
 
@@ -160,6 +162,13 @@ def job_profiler_owner() -> tuple[Any, str, str] | None:
     if hasattr(owner, "_prepare_profiler") and hasattr(owner, "_disable_profiler"):
         return owner, "_prepare_profiler", "_disable_profiler"
     return None
+
+
+def optimizer_step_code() -> CodeType | None:
+    """Code of what torch wraps around every `Optimizer.step`, and calls hooks from."""
+    wrap = getattr(torch.optim.Optimizer, "profile_hook_step", None)
+    code = None if wrap is None else getattr(wrap(lambda self: None), "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def loader_iterator_class() -> type[Any] | None:

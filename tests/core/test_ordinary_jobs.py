@@ -395,6 +395,27 @@ def test_buffers_are_weights(tmp_path: Path) -> None:
     assert recorded.at("end")[Category.GRADIENT] == LAYER + norm
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_buffer_that_is_computed_from_a_parameter(tmp_path: Path) -> None:
+    """Torch warns of anyone who asks it for its gradient, and a job may make warnings errors."""
+
+    class Scaled(nn.Module):
+        scaled: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+            self.register_buffer("scaled", torch.zeros(WIDTH, WIDTH))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.scaled = self.weight * 2
+            return x @ self.scaled
+
+    recorded = run_both(simple(Scaled), tmp_path)
+
+    assert recorded.at("end")[Category.WEIGHT] == 2 * FLOAT * WIDTH * WIDTH
+
+
 @pytest.mark.parametrize("before", [False, True], ids=["inside", "before"])
 def test_a_copy_for_a_moving_average(before: bool, tmp_path: Path) -> None:
     """The copy is never called; deepcopy does not register its parameters anew."""

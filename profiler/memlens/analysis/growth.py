@@ -17,6 +17,7 @@ __all__ = ["Found", "find_growth"]
 
 Array = npt.NDArray[Any]
 _LEAST_STEPS = 3
+_LEAST_REPLACED = 5
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ def find_growth(
 ) -> list[Found]:
     """Find groups of blocks whose bytes at the ends of steps rise, and do not fall.
 
-    The first step is left out: it creates what stays (state, caches). A group must grow in at least
-    three steps and in at least half of all, since a list may be appended to every other step only.
+    The first step is left out: it creates what stays (state, caches). Two kinds of group are found:
+
+    * Blocks that stay: they must grow in at least three steps, in at least half of all, since a list
+      may be appended to every other step only, and still in the second half of them, since a list
+      may keep the last few.
+    * Blocks that are replaced by larger ones (a buffer that is concatenated to): they must grow in
+      each of at least five steps, for what lives for a step may well vary with the batches.
     """
     later = [item for item in bounds if item.step > 0]
     if len(later) < _LEAST_STEPS:
@@ -45,43 +51,53 @@ def find_growth(
     ends = np.array([item.last_event for item in later], np.int64)
     born = np.searchsorted(ends, blocks.first, side="left")
     dead = np.searchsorted(ends, np.where(blocks.free_ns == FOREVER, ends[-1] + 1, blocks.last))
-    # Alive at the end of at least two steps, born in a step that is looked at.
-    old = np.flatnonzero((dead - born >= 2) | ((born == len(later) - 1) & (dead > born)))
-    old = old[blocks.first[old] > bounds[0].last_event] if bounds[0].step == 0 else old
-    if not len(old):
-        return []
-    keys = np.stack(
-        [
-            attribution.category[old].astype(np.int64),
-            attribution.module[old],
-            attribution.name[old],
-            blocks.stack[old].astype(np.int64),
-        ]
-    )
-    _, group = np.unique(keys, axis=1, return_inverse=True)
-    group = group.ravel()
-    groups = int(group.max()) + 1
-    change = np.zeros((groups, len(later) + 1), np.int64)
-    np.add.at(change, (group, born[old]), blocks.size_bytes[old])
-    np.subtract.at(change, (group, np.minimum(dead[old], len(later))), blocks.size_bytes[old])
-    level = np.cumsum(change, axis=1)[:, : len(later)]
-    increase = np.diff(level, axis=1)
-    rises = np.count_nonzero(increase > 0, axis=1)
-    grows = (
-        (rises >= min(_LEAST_STEPS, len(later) - 1))
-        & (rises * 2 >= increase.shape[1])
-        & np.all(increase >= 0, axis=1)
-    )
-    example = np.zeros(groups, np.int64)
-    example[group] = old
-    found = [
-        Found(
-            example=int(example[number]),
-            bytes_per_step=int((level[number, -1] - level[number, 0]) // max(len(later) - 1, 1)),
-            first_bytes=int(level[number, 0]),
-            last_bytes=int(level[number, -1]),
-            steps=len(later),
+    looked_at = dead > born
+    if bounds[0].step == 0:
+        looked_at &= blocks.first > bounds[0].last_event
+    stays = looked_at & ((dead - born >= 2) | (born == len(later) - 1))
+
+    found: dict[tuple[int, ...], Found] = {}
+    for chosen, is_growth in ((looked_at, _is_replaced), (stays, _accumulates)):
+        members = np.flatnonzero(chosen)
+        if not len(members):
+            continue
+        keys = np.stack(
+            [
+                attribution.category[members].astype(np.int64),
+                attribution.module[members],
+                attribution.name[members],
+                blocks.stack[members].astype(np.int64),
+            ]
         )
-        for number in np.flatnonzero(grows).tolist()
-    ]
-    return sorted(found, key=lambda item: -item.bytes_per_step)
+        groups, group = np.unique(keys, axis=1, return_inverse=True)
+        group = group.ravel()
+        change = np.zeros((groups.shape[1], len(later) + 1), np.int64)
+        size = blocks.size_bytes[members]
+        np.add.at(change, (group, born[members]), size)
+        np.subtract.at(change, (group, np.minimum(dead[members], len(later))), size)
+        level = np.cumsum(change, axis=1)[:, : len(later)]
+        example = np.zeros(groups.shape[1], np.int64)
+        example[group] = members
+        for number in np.flatnonzero(is_growth(np.diff(level, axis=1))).tolist():
+            first, last = int(level[number, 0]), int(level[number, -1])
+            found[tuple(groups[:, number].tolist())] = Found(
+                example=int(example[number]),
+                bytes_per_step=(last - first) // (len(later) - 1),
+                first_bytes=first,
+                last_bytes=last,
+                steps=len(later),
+            )
+    return sorted(found.values(), key=lambda item: -item.bytes_per_step)
+
+
+def _accumulates(increase: Array) -> Array:
+    steps = increase.shape[1]
+    rises = np.count_nonzero(increase > 0, axis=1)
+    late = increase[:, steps // 2 :]
+    still_rises = np.count_nonzero(late > 0, axis=1) * 3 >= late.shape[1]
+    enough = (rises >= min(_LEAST_STEPS, steps)) & (rises * 2 >= steps)
+    return np.asarray(enough & still_rises & np.all(increase >= 0, axis=1))
+
+
+def _is_replaced(increase: Array) -> Array:
+    return np.asarray(np.all(increase > 0, axis=1) & (increase.shape[1] >= _LEAST_REPLACED))

@@ -92,6 +92,11 @@ _CLOSES = {
 _FLOW, _STEP = _KIND["backward_module"], _KIND["step"]
 
 
+def _is_outermost(stack: list[_Frame]) -> bool:
+    """Whether what is called here is called by the job itself, or by its closure for an optimizer."""
+    return not stack or (len(stack) == 1 and stack[0].kind is Scope.OPTIMIZER)
+
+
 def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     """Walk through the marks once, keeping a stack of what is open.
 
@@ -116,7 +121,7 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     step_start: dict[int, int] = {}
     trained: set[int] = set()
     outer_starts: list[int] = []
-    # Segments outside of all scopes whose phase depends on what comes next.
+    # Segments whose scope depends on what comes next.
     undecided: list[int] = [] if has_modules else [0]
     needs_gradient = not has_modules
 
@@ -129,14 +134,19 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     for time, kind, number, value in zip(times, kinds, numbers, values, strict=True):
         opened = _OPENS.get(kind)
         if opened is not None:
-            if not stack:
+            if _is_outermost(stack):
                 if opened in (Scope.MODULE, Scope.BACKWARD):
                     outer_starts.append(time)
-                    decided = Scope.LOSS if needs_gradient else Scope.NONE
                     for index in undecided:
-                        end[index] = time
-                        if decided is Scope.LOSS:
+                        if needs_gradient:
                             scope[index], phase[index] = int(Scope.LOSS), forward
+                        if needs_gradient or not stack:
+                            end[index] = time
+                    if needs_gradient and stack:
+                        taken = set(undecided)
+                        stack[0].segments = [i for i in stack[0].segments if i not in taken]
+                elif opened is Scope.OPTIMIZER:
+                    needs_gradient = False
                 undecided = []
             if opened is Scope.BACKWARD or opened is Scope.OPTIMIZER:
                 trained.add(current_step)
@@ -155,11 +165,13 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
                 for frame in stack[position:]:
                     close(frame, time)
                 del stack[position:]
-            if not stack:
+            if _is_outermost(stack):
                 if closing is Scope.MODULE:
                     needs_gradient = bool(value)
                 elif closing is not Scope.LIBRARY:
-                    needs_gradient = not has_modules
+                    needs_gradient = not has_modules and not stack
+                if closing is Scope.OPTIMIZER:
+                    undecided = []
         elif kind == _FLOW:
             if stack and stack[-1].kind is Scope.BACKWARD:
                 stack[-1].module = number
@@ -195,6 +207,8 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         if kind_here is Scope.BACKWARD and in_backward is not None:
             owner = in_backward  # the outermost run: nested ones hand their gradients to it
         owner.segments.append(index)
+        if _is_outermost(stack):
+            undecided.append(index)
         scope.append(int(kind_here))
         survivor.append(top.survivor)
         module.append(top.module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def open_run(path: str) -> Capture:
     import memlens
 
     folder = Path(path)
-    if not folder.exists():
+    if not os.path.exists(path):
         raise UsageError(f"there is no run {path}; memlens run TRAIN.py makes one")
     if runs := _runs_in(folder):
         more = f", and {len(runs) - NEWEST} older" if len(runs) > NEWEST else ""

@@ -57,7 +57,7 @@ class BackwardObserver:
         self._depth += 1
         if self._depth == 1:
             self._recorder.evidence()
-            self._hook_early_frees()
+            self._before_gradients()
         self._recorder.mark(MarkKind.BACKWARD_ENTER)
 
     def _leave(self) -> None:
@@ -66,9 +66,11 @@ class BackwardObserver:
             self._parameters.tag_gradients()
         self._recorder.mark(MarkKind.BACKWARD_EXIT)
 
-    def _hook_early_frees(self) -> None:
-        """Where the job has hooks that may free a gradient during backward, look before they run."""
+    def _before_gradients(self) -> None:
+        """See which gradients are gone, and look at others before hooks of the job may free them."""
         for known, tensor in self._parameters.alive():
+            if known.grad_address and tensor.grad is None:
+                known.grad_address = 0  # zeroed since the last backward; the address may come back
             hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
             if hooks and not known.watched:
                 known.watched = True

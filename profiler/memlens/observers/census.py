@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 import torch
 
@@ -31,7 +32,9 @@ def learn_existing_objects(modules: ModuleObserver, optimizers: OptimizerObserve
 
 
 def existing_blocks(
-    device_type: str, watch: Callable[[torch.UntypedStorage], None]
+    device_type: str,
+    watch: Callable[[torch.UntypedStorage], None],
+    known: Iterable[torch.Tensor] = (),
 ) -> list[tuple[int, int]]:
     """Find the storages that Python objects hold.
 
@@ -41,21 +44,30 @@ def existing_blocks(
     Args:
         device_type: of the tensors to look at.
         watch: called with each storage found, to learn of its free.
+        known: tensors to look at in any case. The garbage collector does not show what a job has
+            put out of its sight with `gc.freeze()`.
 
     Returns:
         (address, bytes) of each block, once.
     """
     blocks: dict[int, int] = {}
-    for tensor in live_tensors(gc.get_objects(), device_type):
+
+    def add(tensor: torch.Tensor) -> None:
         try:
             storage = tensor.untyped_storage()
             address, size_bytes = storage.data_ptr(), storage.nbytes()
-        except (RuntimeError, NotImplementedError):  # sparse, fake, uninitialised
-            continue
+        except (RuntimeError, NotImplementedError, ValueError):  # sparse, fake, uninitialised
+            return
         if not address or not size_bytes or address in blocks:
-            continue
+            return
         if storage.is_shared() or not storage.resizable():
-            continue
+            return
         blocks[address] = size_bytes
         watch(storage)
+
+    for tensor in live_tensors(chain(gc.get_objects(), known), device_type):
+        add(tensor)
+        # A gradient has no Python object as long as nobody has asked for it.
+        if tensor.requires_grad and tensor.is_leaf and tensor.grad is not None:
+            add(tensor.grad)
     return list(blocks.items())

@@ -47,6 +47,7 @@ class ModuleObserver:
         self._prefixes: dict[int, str] = {}
         self._flow_hooks: dict[int, Callable[..., None]] = {}
         self._stack: list[int] = []
+        self._last_output = 0
         self.on_root: list[Callable[[torch.nn.Module], None]] = []
         """Called when a call from outside of any module begins."""
 
@@ -82,18 +83,26 @@ class ModuleObserver:
             original(module, state)
             learn(module)
 
+        def restore() -> None:
+            # Whoever has patched it since (dynamo does, for good) calls ours, which then does nothing.
+            if torch.nn.Module.__setstate__ is __setstate__:
+                torch.nn.Module.__setstate__ = original  # type: ignore[method-assign]
+
         torch.nn.Module.__setstate__ = __setstate__  # type: ignore[method-assign]
-        undo.callback(setattr, torch.nn.Module, "__setstate__", original)
+        undo.callback(restore)
 
     def learn_existing(self, modules: list[torch.nn.Module]) -> None:
-        """Take in models that were made before the session."""
+        """Take in models that were made before the session. They get names when they are called."""
         for module in modules:
-            for child in list(module._modules.values()):
-                if child is not None:
-                    self._parents[child] = weakref.ref(module)
-        for module in modules:
-            if id(module) not in self._ids:
-                self._name_tree(self._top(module))
+            self._take_in(module)
+
+    def name(self, module: torch.nn.Module) -> None:
+        """Give a model its names now; the first one's stand alone."""
+        self._name_tree(self._top(module))
+
+    def forget_calls(self) -> None:
+        """A step has ended: calls that are still open were left by an exception that no hook saw."""
+        self._stack.clear()
 
     def name_all(self) -> None:
         """Name also the models that were never called (a copy that holds a moving average)."""
@@ -108,15 +117,15 @@ class ModuleObserver:
         number = self._ids.get(id(module))
         if number is None:
             number = self._learn(module)
-            if self._stack:  # joined a model that has its names already
-                self._name_tree(self._top(module))
+        if number not in self._named:
+            self._name_tree(self._top(module))
+            self._named.add(number)  # also if it has left the tree that it was part of
         if not self._stack:
             self._recorder.evidence()
-            if number not in self._named:
-                self._name_tree(self._top(module))
             for call in self.on_root:
                 call(module)
         self._stack.append(number)
+        self._last_output = 0
         self._recorder.mark(MarkKind.MODULE_ENTER, number)
 
     def _exit(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -131,8 +140,10 @@ class ModuleObserver:
         if torch.is_grad_enabled():
             tensor = first_tensor(output)
             node = tensor.grad_fn if tensor is not None else None
-            if node is not None:
+            # A module that returns what the last one inside it has returned: its backward is theirs.
+            if node is not None and id(tensor) != self._last_output:
                 node.register_prehook(self._flow_hook(number))
+            self._last_output = id(tensor)
         self._recorder.mark(MarkKind.MODULE_EXIT, number, int(node is not None))
 
     def _flow_hook(self, number: int) -> Callable[..., None]:
@@ -152,18 +163,28 @@ class ModuleObserver:
         self, module: torch.nn.Module, name: str, tensor: torch.Tensor | None
     ) -> None:
         self._recorder.evidence(certain=False)
+        self._learn_parameter(module, name, tensor)
+
+    def _add_copy(self, module: torch.nn.Module) -> None:
+        self._recorder.evidence(certain=False)
+        self._take_in(module)
+
+    def _take_in(self, module: torch.nn.Module) -> None:
+        """Learn of a module that has its parts already."""
+        for name, child in module._modules.items():
+            self._add_child(module, name, child)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            self._learn_parameter(module, name, tensor)
+
+    def _learn_parameter(
+        self, module: torch.nn.Module, name: str, tensor: torch.Tensor | None
+    ) -> None:
         if tensor is not None:
             number = self._ids.get(id(module))
             if number is None:
                 number = self._learn(module)
             # Its place in the model is not known yet; `_name_tree` says the qualified name later.
             self._parameters.learn(tensor, f"{type(module).__name__}.{name}", number)
-
-    def _add_copy(self, module: torch.nn.Module) -> None:
-        for name, child in module._modules.items():
-            self._add_child(module, name, child)
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            self._add_parameter(module, name, tensor)
 
     # -- names ---------------------------------------------------------------------------------
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch.optim import optimizer as torch_optimizer
 
+from memlens import torch_private
 from memlens.events import Category, MarkKind, NameKind
 from memlens.observers.parameters import Parameters
 from memlens.observers.storages import tensors_in
@@ -84,6 +86,9 @@ class OptimizerObserver:
     def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         scope = self.learn(optimizer)
         self._depth += 1
+        if self._depth > 1:
+            # Hooks are not told of a step that an exception has left, so see who is still at work.
+            self._depth = _open_steps()
         if self._depth > 1:  # one optimizer within another: a wrapper, not a step of its own
             return
         if scope in self._stepped:
@@ -94,6 +99,8 @@ class OptimizerObserver:
             self._seen.add(scope)
             self._learn_parameters(optimizer)
             self._tag_state(optimizer)
+        # Gradients that the job has put there since the backward (of master weights; unscaled ones).
+        self._parameters.tag_gradients()
         self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -107,6 +114,13 @@ class OptimizerObserver:
         alive = set(self._scopes.values())
         if self._stepped >= self._expected & alive:
             self._end_step()
+
+    def state_tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors in the state of all optimizers."""
+        for optimizer in list(self._scopes):
+            for state in list(optimizer.state.values()):
+                for _, tensor in tensors_in(state):
+                    yield tensor
 
     def retag(self) -> None:
         """Recording begins (again): what was tagged before it counts no more."""
@@ -179,3 +193,16 @@ class OptimizerObserver:
             self._recorder.names.intern(NameKind.TENSOR, text),
             module=-1 if known is None else known.module,
         )
+
+
+_STEP_CODE = torch_private.optimizer_step_code()
+
+
+def _open_steps() -> int:
+    """How many calls of `Optimizer.step` are on this thread's stack, the one that asks included."""
+    count = 0
+    frame = inspect.currentframe()
+    while frame is not None:
+        count += frame.f_code is _STEP_CODE
+        frame = frame.f_back
+    return max(count, 1)

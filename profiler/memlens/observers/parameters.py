@@ -100,7 +100,8 @@ class Parameters:
         recorder = self._recorder
         device_type = recorder.source.device_type
         for known, tensor in self.alive():
-            grad = tensor.grad if tensor.requires_grad else None
+            # Torch warns whoever asks a buffer that was computed from parameters for its gradient.
+            grad = tensor.grad if tensor.requires_grad and tensor.is_leaf else None
             if grad is None:
                 known.grad_address = 0
             elif type(grad) is torch.Tensor and grad.layout is torch.strided:

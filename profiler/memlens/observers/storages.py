@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,8 +82,8 @@ def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str
         yield from tensors_in(vars(value), path, depth + 1)
 
 
-def live_tensors(objects: list[Any], device_type: str) -> Iterator[torch.Tensor]:
-    """Yield those of `objects` (from `gc.get_objects()`) that are tensors with a storage there."""
+def live_tensors(objects: Iterable[Any], device_type: str) -> Iterator[torch.Tensor]:
+    """Yield those of `objects` (from `gc.get_objects()`) that are tensors on a device."""
     for candidate in objects:
         # isinstance would ask proxies for their class and run code of theirs.
         if issubclass(type(candidate), torch.Tensor) and candidate.device.type == device_type:

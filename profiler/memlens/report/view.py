@@ -208,7 +208,7 @@ def _coverage_warnings(rank: RankCapture) -> list[str]:
     found += coverage.problems
     if not found and not coverage.complete:
         found.append("the capture is not complete: the job was killed or is still running")
-    return found
+    return [*found, *coverage.notes]
 
 
 def command_line(info: RunInfo) -> str:

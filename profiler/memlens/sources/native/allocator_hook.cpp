@@ -43,7 +43,7 @@ struct Event {
 };
 
 struct Frame {
-  _object* code;  // kept alive while the session lasts
+  _object* code;  // kept alive for good, so that its address stays its own
   int64_t place;  // offset of the instruction, or -1 - line where Python does not tell it
 };
 
