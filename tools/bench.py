@@ -222,14 +222,15 @@ def memory_and_size(step_counts: list[int]) -> list[dict[str, int]]:
 
 
 _LOAD = """
-import json, resource, sys, time
+import json, re, sys, time
 began = time.perf_counter()
 import memlens
 run = memlens.load(sys.argv[1])
 rank = run.ranks[0]
 coverage, peak, steps = rank.coverage, rank.peak(), rank.steps()
 rank.timeline(2000), rank.allocations_at(top=20), rank.modules_at(top=20), rank.growth()
-rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss: that begins with the size of the process that started this one.
+rss = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 print(json.dumps({"seconds": time.perf_counter() - began, "rss_bytes": rss, "events": rank.events}))
 """
 

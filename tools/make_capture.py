@@ -39,6 +39,7 @@ START_NS = 1_750_000_000_000_000_000
 TICK_NS = 2_000
 DRAIN_EVENTS = 16_000
 LEAK_BYTES = 4_096
+LEAK_MODULE = "layers.7.attention"
 BASE_ADDRESS = 0x7F00_0000_0000
 LEAK_ADDRESS = 0x7E00_0000_0000
 
@@ -52,15 +53,27 @@ class Expected:
     category: Array
     """Position in Category, of the block that each event begins or ends."""
     delta_bytes: Array
+    address: Array
     steps: int
-    leak_bytes_per_step: int = LEAK_BYTES
-    leak_module: str = "layers.7.attention"
+    step_events: list[int]
+    """First event of each step but the first."""
 
     def totals(self) -> Array:
         """Bytes per category (columns) after each event (rows)."""
         rows = np.zeros((len(self.delta_bytes), len(CATEGORY)), np.int64)
         rows[np.arange(len(rows)), self.category] = self.delta_bytes
         return np.cumsum(rows, axis=0)
+
+    def alive_at(self, event: int) -> list[int]:
+        """Sizes of the blocks alive after an event."""
+        sizes: dict[int, int] = {}
+        deltas, addresses = self.delta_bytes.tolist(), self.address.tolist()
+        for delta, address in zip(deltas[: event + 1], addresses, strict=False):
+            if delta < 0:
+                del sizes[address]
+            else:
+                sizes[address] = delta
+        return list(sizes.values())
 
 
 @dataclass
@@ -116,7 +129,7 @@ class Job:
         self.trace = Trace()
         self.names = list(self._name_everything())
         self._parameters: list[tuple[int, int, int, int]] = []  # address, bytes, name, module
-        self._gradients: list[tuple[int, int]] = []
+        self._gradients: list[tuple[tuple[int, int], int, int]] = []  # block, name, module
 
     # -- names ---------------------------------------------------------------------------------
 
@@ -229,11 +242,13 @@ class Job:
                 self._mark("backward_module", self._module(layer, part))
                 self._temporaries(2, layer, part, "temporary")
                 if PARTS[part] in PARAMETERS:
-                    self._gradients.append(self._alloc(4 * 64 * (512 + layer), "gradient"))
+                    _, size_bytes, name, module = self._parameters[
+                        layer * len(PARAMETERS) + PARAMETERS.index(PARTS[part])
+                    ]
+                    block = self._alloc(size_bytes, "gradient")
+                    self._gradients.append((block, name, module))
                 self._free(kept.pop(), "activation")
-        for (_, _, name, module), block in zip(
-            self._parameters, self._gradients, strict=True
-        ):
+        for block, name, module in self._gradients:
             self._tag(block, "gradient", name, module)
         self._mark("backward_exit")
         self._free(loss, "activation")
@@ -250,7 +265,7 @@ class Job:
         self._mark("optimizer_exit", 0)
         self._mark("step", -1, 0)  # the value is filled in when it is written
         while self._gradients:
-            self._free(self._gradients.pop(), "gradient")
+            self._free(self._gradients.pop()[0], "gradient")
         self._free(tokens, "input")
         return self._take()
 
@@ -373,7 +388,9 @@ def write_rank(
         done = upto
     if close:
         writer.close(events=len(time_ns), ended_ns=int(time_ns[-1]))
-    return Expected(time_ns, category, signed, steps)
+    step_ticks = columns.marks[0][columns.marks[1] == MARK["step"]]
+    step_events = np.searchsorted(columns.events[0], step_ticks).tolist()
+    return Expected(time_ns, category, signed, address, steps, step_events)
 
 
 def make_capture(

@@ -150,9 +150,15 @@ def _checksum(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode())
 
 
-def batch_checksum(batch: pa.RecordBatch, place: bytes) -> bytes:
-    """CRC-32 of a batch's values and place; Arrow's own streams would let a flipped bit through."""
-    value = zlib.crc32(b"%d rows after %s" % (batch.num_rows, place))
+def batch_checksum(batch: pa.RecordBatch, place: bytes, owner: str) -> bytes:
+    """CRC-32 of a batch; Arrow's own streams would let a flipped bit through.
+
+    Args:
+        batch: its values, texts of enumerators included.
+        place: how many rows came before it.
+        owner: `id` in `rank.json`: files of two ranks are not to be mixed up.
+    """
+    value = zlib.crc32(b"%d rows after %s of %s" % (batch.num_rows, place, owner.encode()))
     for column in batch.columns:
         if isinstance(column, pa.DictionaryArray):
             value = zlib.crc32("\0".join(column.dictionary.to_pylist()).encode(), value)

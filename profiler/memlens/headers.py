@@ -47,6 +47,7 @@ Fields = Mapping[str, Callable[[object], bool]]
 
 RUN_FIELDS: Fields = {"memlens": _is_text, "command": _is_texts, "created_ns": _is_number}
 RANK_FIELDS: Fields = {
+    "id": _is_text,
     "rank": _is_rank,
     "world_size": _is_size,
     "source": _is_text,

@@ -79,7 +79,8 @@ def read_rank(folder: Path) -> RankData:
     header = read_header(folder / RANK_FILE, RANK_FIELDS, what="rank folder")
     closed: bool = header["closed"]
     streams = {
-        table: _read_stream(folder / f"{table}.arrow", table, closed=closed) for table in SCHEMAS
+        table: _read_stream(folder / f"{table}.arrow", table, header["id"], closed=closed)
+        for table in SCHEMAS
     }
     kept, missing_from = _without_gaps(streams)
     tables = {table: pa.Table.from_batches(kept[table], SCHEMAS[table]) for table in SCHEMAS}
@@ -121,12 +122,12 @@ def _counts(rows: object) -> str:
     )[:200]
 
 
-def _read_stream(path: Path, table: str, *, closed: bool) -> _Stream:
+def _read_stream(path: Path, table: str, owner: str, *, closed: bool) -> _Stream:
     if path.exists() and not path.is_file():
         raise CaptureError(f"damaged capture: {path} is not an ordinary file")
     try:
         with pa.OSFile(str(path), "rb") as file:
-            return _read_batches(file, path, table)
+            return _read_batches(file, path, table, owner)
     except FileNotFoundError:
         if not closed:  # the process was killed before it made the file
             return _Stream([], is_cut=True)
@@ -135,7 +136,7 @@ def _read_stream(path: Path, table: str, *, closed: bool) -> _Stream:
         raise CaptureError(f"cannot read {path}: {one_line(error)}") from None
 
 
-def _read_batches(file: pa.OSFile, path: Path, table: str) -> _Stream:
+def _read_batches(file: pa.OSFile, path: Path, table: str, owner: str) -> _Stream:
     batches: list[tuple[int, pa.RecordBatch]] = []
     size_bytes = file.size()
 
@@ -162,14 +163,14 @@ def _read_batches(file: pa.OSFile, path: Path, table: str) -> _Stream:
         except _ARROW_ERRORS as error:
             return at_end(error)
         place = metadata.get(PLACE_KEY, b"") if metadata is not None else b""
-        if not _is_sound(batch, place, metadata):
+        if not _is_sound(batch, place, owner, metadata):
             raise CaptureError(
                 f"damaged capture: {path}: the checksum of batch {len(batches)} is wrong"
             )
         batches.append((int(place), batch))
 
 
-def _is_sound(batch: pa.RecordBatch, place: bytes, metadata: Any) -> bool:
+def _is_sound(batch: pa.RecordBatch, place: bytes, owner: str, metadata: Any) -> bool:
     if not (place.isdigit() and len(place) < 19):
         return False
     if any(
@@ -177,7 +178,7 @@ def _is_sound(batch: pa.RecordBatch, place: bytes, metadata: Any) -> bool:
         for column in batch.columns
     ):
         return False
-    return bool(metadata.get(CHECKSUM_KEY) == batch_checksum(batch, place))
+    return bool(metadata.get(CHECKSUM_KEY) == batch_checksum(batch, place, owner))
 
 
 def _without_gaps(

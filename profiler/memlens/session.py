@@ -113,7 +113,7 @@ class Session:
         depth = self._options.stack_depth if self._options.stacks else 0
         source = make_cpu_source(names, stack_depth=depth)
         recorder = self._recorder = Recorder(source, names)
-        recorder.on_fault = self._on_fault
+        recorder.on_fault = self._fall_asleep
         self._source = source
         try:
             self._install(recorder)
@@ -162,7 +162,12 @@ class Session:
         if not self._source.drains_anywhere:
             JobProfilerObserver(recorder, self._begin_recording).install(self._undo)
         for adapter in find_adapters(recorder):
-            adapter.install(recorder, self._undo)
+            try:
+                adapter.install(recorder, self._undo)
+            except Exception as error:
+                recorder.problem(
+                    f"adapter for {adapter.library} failed ({type(error).__name__}: {error})"
+                )
         for model in self._models:
             modules.learn_existing(list(model.modules()))
             modules.name(model)
@@ -266,7 +271,7 @@ class Session:
     def _begin_recording(self) -> None:
         """Let the source record, and account for everything that is there already."""
         recorder = self._recorder
-        if recorder is None:
+        if recorder is None or not recorder.active:
             return
         recorder.start_source()
         known = [tensor for _, tensor in self._parameters.alive()]
@@ -275,15 +280,19 @@ class Session:
         self._parameters.retag()
         self._optimizer_observer.retag()
 
-    def _on_fault(self) -> None:
+    def _fall_asleep(self) -> None:
+        """Record no more. Hooks stay until `stop`: torch may be in a loop over them right now."""
         recorder = self._recorder
-        # Inside the autograd engine the source can not be stopped; then it waits for stop().
-        if recorder is not None and recorder.can_drain:
-            self.stop()
+        if recorder is None:
+            return
+        recorder.active = False
+        # Inside the autograd engine not every source can be stopped; then it waits for stop().
+        if recorder.can_drain:
+            recorder.stop_source()
 
     def _on_evidence(self, certain: bool) -> None:
         if is_loader_worker():  # it calls modules, or makes them, and is no rank
-            self.stop()
+            self._fall_asleep()
         elif certain or not is_multiprocessing_child():
             self._open()
 

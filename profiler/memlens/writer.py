@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -68,7 +69,14 @@ class RankWriter:
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
         folder.mkdir()
         self.folder = folder
-        self._header = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **header, "closed": False}
+        self._id = os.urandom(8).hex()
+        self._header = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "id": self._id,
+            **header,
+            "closed": False,
+        }
         self.update()
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self._streams: dict[str, Any] = {}
@@ -95,7 +103,7 @@ class RankWriter:
         if self._broken:
             raise OSError(f"an earlier batch could not be written to {self.folder}")
         place = b"%d" % sum(self._rows.values())
-        metadata = {PLACE_KEY: place, CHECKSUM_KEY: batch_checksum(batch, place)}
+        metadata = {PLACE_KEY: place, CHECKSUM_KEY: batch_checksum(batch, place, self._id)}
         try:
             self._streams[table][1].write_batch(batch, metadata)
         except BaseException:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.streams import Array, Mark, brute_force, marks, names, paired, tags
 
 from memlens.attribution.lifetimes import FOREVER, Lifetimes
 from memlens.attribution.rules import Attribution, attribute
 from memlens.attribution.segments import Scope, Segments, segment
 from memlens.events import Category, Certainty, MarkKind, Phase
-from tests.support.streams import Array, brute_force, marks, names, paired, tags
 
 CATEGORIES = list(Category)
 PHASES = list(Phase)
@@ -109,7 +109,9 @@ def test_a_census_that_finds_what_was_recorded_already_gives_way() -> None:
 
 
 def test_events_are_put_in_order_of_time_and_keep_their_order_within_it() -> None:
-    found = paired([(5, "alloc", B, 2), (5, "free", B, 2), (1, "alloc", A, 100), (5, "free", A, 100)])
+    found = paired(
+        [(5, "alloc", B, 2), (5, "free", B, 2), (1, "alloc", A, 100), (5, "free", A, 100)]
+    )
 
     assert blocks(found) == [(A, 100, 1, 5), (B, 2, 5, 5)]
     assert found.running_bytes().tolist() == [100, 102, 100, 0]
@@ -159,7 +161,7 @@ def test_some_blocks_alone() -> None:
 
 # -- segments ----------------------------------------------------------------------------------
 
-STEP = [
+STEP: list[Mark] = [
     (10, "module_enter", 0),
     (12, "module_enter", 1),
     (14, "module_exit", 1, 1),
@@ -174,9 +176,7 @@ STEP = [
 """A model (0) with one layer (1): forward, loss, backward, optimizer."""
 
 
-def segmented(rows: Sequence[tuple[int, str] | tuple[int, str, int] | tuple[int, str, int, int]]) -> (
-    Segments
-):
+def segmented(rows: Sequence[Mark]) -> Segments:
     return segment(marks(rows), names({9: ("reducer", "communication")}))
 
 
@@ -263,7 +263,7 @@ def test_what_outlives_a_library_has_its_category() -> None:
     ids=["module", "backward and optimizer", "library"],
 )
 def test_an_end_without_a_beginning_changes_no_scope(
-    rows: Sequence[tuple[int, str] | tuple[int, str, int] | tuple[int, str, int, int]],
+    rows: Sequence[Mark],
 ) -> None:
     found = segmented(rows)
 
@@ -273,9 +273,7 @@ def test_an_end_without_a_beginning_changes_no_scope(
 
 def test_an_end_closes_what_was_left_open_inside() -> None:
     """Module 1 was left by an exception that no hook saw."""
-    found = segmented(
-        [(10, "module_enter", 0), (12, "module_enter", 1), (16, "module_exit", 0, 1)]
-    )
+    found = segmented([(10, "module_enter", 0), (12, "module_enter", 1), (16, "module_exit", 0, 1)])
 
     assert at(found, 14) == (Phase.FORWARD, 1, Scope.MODULE, 0)
     assert at(found, 17)[2] in (Scope.NONE, Scope.LOSS)
@@ -456,9 +454,7 @@ MARKS = st.lists(
     ),
     max_size=60,
 )
-TAGS = st.lists(
-    st.tuples(st.integers(-1, 61), ADDRESSES, st.sampled_from(CATEGORIES)), max_size=30
-)
+TAGS = st.lists(st.tuples(st.integers(-1, 61), ADDRESSES, st.sampled_from(CATEGORIES)), max_size=30)
 STRETCHES = st.lists(st.integers(1, 59), max_size=4, unique=True).map(sorted)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.training import Outcome, Recorded, Recording, now, run_both
 from torch import nn
 from torch._dynamo.mutation_guard import install_generation_tagging_init
 from torch._dynamo.utils import counters
 
 from memlens.events import Category
-from tests.support.training import Outcome, Recorded, Recording, now, run_both
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4
@@ -145,9 +145,7 @@ def test_a_full_graph_and_changing_shapes(
     check(recorded, compilations)
 
 
-def test_modules_compiled_one_by_one(
-    compilations: list[dict[str, int]], tmp_path: Path
-) -> None:
+def test_modules_compiled_one_by_one(compilations: list[dict[str, int]], tmp_path: Path) -> None:
     """`module.compile()`, as for the layers of a large model: hooks run around the compiled code."""
 
     def compiled(model: nn.Module) -> Any:
@@ -177,9 +175,7 @@ def test_a_compiled_function_that_holds_the_whole_step(
     check(recorded, compilations)
 
 
-def test_names_do_not_show_the_wrapper(
-    compilations: list[dict[str, int]], tmp_path: Path
-) -> None:
+def test_names_do_not_show_the_wrapper(compilations: list[dict[str, int]], tmp_path: Path) -> None:
     def compiled(model: nn.Module) -> Any:
         return torch.compile(model, backend="aot_eager")
 

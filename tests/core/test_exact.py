@@ -12,18 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.training import Outcome, Recorded, Recording, most_between, now, run_both
 from torch import nn
 
 from memlens.events import Category, Phase
-from tests.support.training import Outcome, Recorded, Recording, most_between, now, run_both
 
 FLOAT = 4
 BATCH, IN, HIDDEN, OUT = 5, 12, 24, 7
 SHAPES = ((IN, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, OUT))
 
-PARAMETERS = [
-    size for inner, outer in SHAPES for size in (FLOAT * inner * outer, FLOAT * outer)
-]
+PARAMETERS = [size for inner, outer in SHAPES for size in (FLOAT * inner * outer, FLOAT * outer)]
 """Bytes of weight and bias of each layer, in the order of `model.parameters()`."""
 P = sum(PARAMETERS)
 """Bytes of all parameters."""
@@ -178,7 +176,6 @@ def train(
     return job
 
 
-
 def expected(
     *,
     weight: int = P,
@@ -321,9 +318,7 @@ def test_gradients_that_are_zeroed_and_kept(name: str, tmp_path: Path) -> None:
         assert at(f"forward {step}.0") == expected(
             state=case.state, gradient=P, activation=SAVED + Y + LOSS
         )
-        assert at(f"backward {step}.0") == expected(
-            state=case.state, gradient=P, activation=LOSS
-        )
+        assert at(f"backward {step}.0") == expected(state=case.state, gradient=P, activation=LOSS)
         assert at(f"step {step}") == expected(state=case.state, gradient=P)
         assert at(f"zero {step}") == expected(state=case.state, gradient=P)
 
@@ -413,7 +408,8 @@ def test_tied_weights_count_once(
         assert recorded.at(f"zero {step}") == with_state
     assert most_in_step(recorded, 1, Category.OPTIMIZER_TEMPORARY) == temporary
     weights = [
-        block for block in recorded.rank.allocations_at(recorded.outcome.moments["zero 1"], None)
+        block
+        for block in recorded.rank.allocations_at(recorded.outcome.moments["zero 1"], None)
         if block.category is Category.WEIGHT
     ]
     assert sorted((block.size_bytes, block.name) for block in weights) == [

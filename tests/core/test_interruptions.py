@@ -12,11 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-import memlens
-from memlens.events import Category, Phase
-from memlens.session import Session, current_session
 from tests.support.traces import leftover_hooks
 from tests.support.training import (
     Outcome,
@@ -27,6 +22,11 @@ from tests.support.training import (
     now,
     run_both,
 )
+from torch import nn
+
+import memlens
+from memlens.events import Category, Phase
+from memlens.session import Session, current_session
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4
@@ -66,7 +66,8 @@ class Breaking(nn.Module):
         if self.forward_error is not None:
             raise self.forward_error
         if self.backward_error is not None:
-            result: torch.Tensor = BreakingBackward.apply(x, self.backward_error)
+            apply: Any = BreakingBackward.apply
+            result: torch.Tensor = apply(x, self.backward_error)
             return result
         return x * 1
 
@@ -85,7 +86,7 @@ class BreakingBackward(torch.autograd.Function):
 class BreakingSGD(torch.optim.SGD):
     error: BaseException | None = None
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         if self.error is not None:
             raise self.error
         return super().step(closure)

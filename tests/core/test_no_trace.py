@@ -12,10 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.modules import module as torch_module
-from torch.optim import optimizer as torch_optimizer
-
-import memlens
 from tests.support.traces import (
     differences,
     leftover_hooks,
@@ -23,6 +19,10 @@ from tests.support.traces import (
     process_state,
     torch_state,
 )
+from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
+
+import memlens
 
 Cleanup = Callable[[], Any]
 
@@ -88,7 +88,7 @@ def leave_file_open(folder: Path) -> Cleanup:
 
 
 def leave_finder() -> Cleanup:
-    finder = type("Finder", (), {"find_spec": staticmethod(lambda *_: None)})
+    finder: Any = type("Finder", (), {"find_spec": staticmethod(lambda *_: None)})
     sys.meta_path.append(finder)
     return lambda: sys.meta_path.remove(finder)
 
@@ -124,9 +124,7 @@ DISTURBANCES: dict[str, Callable[[Path], Cleanup]] = {
     "autograd engine": lambda _: patch(torch.autograd, "_engine_run_backward"),
     "profiler prepare": lambda _: patch(torch.autograd.profiler, "_prepare_profiler"),
     "profiler disable": lambda _: patch(torch.autograd.profiler, "_disable_profiler"),
-    "DataLoader": lambda _: patch(
-        torch.utils.data.dataloader._BaseDataLoaderIter, "__next__"
-    ),
+    "DataLoader": lambda _: patch(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__"),
     "function mode": lambda _: leave_function_mode(),
     "dispatch mode": lambda _: leave_dispatch_mode(),
     "profiler": lambda _: leave_profiler_running(),
@@ -187,13 +185,14 @@ def test_looking_does_not_import_torch() -> None:
 
 
 def test_hooks_left_on_a_model_are_found() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    layer = torch.nn.Linear(2, 2)
+    model = torch.nn.Sequential(layer)
     assert leftover_hooks(model) == []
     handles = [
-        model[0].register_forward_hook(lambda *_: None),
+        layer.register_forward_hook(lambda *_: None),
         model.register_full_backward_hook(lambda *_: None),
-        model[0].weight.register_hook(lambda grad: None),
-        model[0].bias.register_post_accumulate_grad_hook(lambda _: None),
+        layer.weight.register_hook(lambda grad: None),
+        layer.bias.register_post_accumulate_grad_hook(lambda _: None),
     ]
     assert leftover_hooks(model) == [
         "the model._backward_hooks",

@@ -9,13 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
-
-import memlens
-from memlens.errors import SourceError
-from memlens.events import Category, Phase
 from tests.support.training import (
     Outcome,
     Recording,
@@ -24,6 +17,13 @@ from tests.support.training import (
     now,
     run_both,
 )
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+import memlens
+from memlens.errors import SourceError
+from memlens.events import Category, Phase
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4
@@ -435,9 +435,7 @@ def test_a_copy_for_a_moving_average(before: bool, tmp_path: Path) -> None:
                 nn.functional.mse_loss(model(x), target).backward()
                 optimizer.step()
                 with torch.no_grad():
-                    for kept, new in zip(
-                        average.parameters(), model.parameters(), strict=True
-                    ):
+                    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
                         kept.lerp_(new, 0.1)
                 done.moments[f"step {step}"] = now()
         done.values = parameters_of(model) + parameters_of(average)
@@ -744,9 +742,7 @@ def test_the_job_s_own_profiler_inside_the_session(source: str, tmp_path: Path) 
         assert rank.coverage.blind_ns > 0
         assert not rank.coverage.complete
         assert [text for text in rank.coverage.problems if "torch.profiler" in text]
-        end = {
-            name: size for name, size in rank.categories_at(done.moments["end"]).items() if size
-        }
+        end = {name: size for name, size in rank.categories_at(done.moments["end"]).items() if size}
 
     assert end == {
         Category.WEIGHT: 3 * LAYER,

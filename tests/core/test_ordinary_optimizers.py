@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.training import Outcome, Recorded, Recording, most_between, now, run_both
 from torch import nn
 
 from memlens.events import Category, Phase
-from tests.support.training import Outcome, Recorded, Recording, most_between, now, run_both
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4
@@ -233,7 +233,7 @@ def test_lbfgs_calls_the_model_within_its_step(tmp_path: Path) -> None:
     assert end[Category.WEIGHT] == end[Category.GRADIENT] == 2 * LAYER
     # State, each as large as all parameters: a direction, the gradient before, and up to three pairs
     # of differences.
-    assert 2 * 2 * LAYER <= end[Category.OPTIMIZER_STATE]
+    assert end[Category.OPTIMIZER_STATE] >= 2 * 2 * LAYER
     assert end[Category.OPTIMIZER_STATE] <= (2 + 2 * 3) * 2 * LAYER + 1024
     phases = {step.phase for step in recorded.rank.allocations_at(None, None)}
     assert Phase.OPTIMIZER in phases
@@ -314,7 +314,7 @@ def test_a_subclass_that_calls_the_step_of_its_base(tmp_path: Path) -> None:
     """torch wraps both methods, so hooks run twice, one pair within the other."""
 
     class Counting(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        def step(self, closure: Any = None) -> Any:
             return super().step(closure)
 
     recorded = run_both(
@@ -335,9 +335,7 @@ def test_master_weights_made_by_hand(tmp_path: Path) -> None:
         done = Outcome()
         with record():
             model = stack().bfloat16()
-            masters = [
-                nn.Parameter(value.detach().clone().float()) for value in model.parameters()
-            ]
+            masters = [nn.Parameter(value.detach().clone().float()) for value in model.parameters()]
             optimizer = torch.optim.AdamW(masters)
             x = torch.randn(BATCH, WIDTH).bfloat16()
             for step in range(3):
@@ -383,7 +381,7 @@ class Halves(torch.Tensor):
 
     @staticmethod
     def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> Halves:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(
             cls, codes.shape, dtype=torch.float32, device=codes.device
         )
         made.codes, made.scale = codes, scale
@@ -403,7 +401,9 @@ class Halves(torch.Tensor):
         return cls(inner["codes"], inner["scale"])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise NotImplementedError(f"{func} on quantised state")
 
     def value(self) -> torch.Tensor:
@@ -494,9 +494,7 @@ def test_state_that_hides_in_an_object(tmp_path: Path) -> None:
     for step in range(3):
         assert recorded.at(f"step {step}")[Category.OPTIMIZER_STATE] == state
     assert names_at(recorded, "step 2", Category.OPTIMIZER_STATE) == {
-        f"{kind} of {layer}.weight"
-        for kind in ("projector.matrix", "momentum")
-        for layer in (0, 1)
+        f"{kind} of {layer}.weight" for kind in ("projector.matrix", "momentum") for layer in (0, 1)
     }
 
 
@@ -552,7 +550,7 @@ def test_one_training_after_the_other_in_one_session(tmp_path: Path) -> None:
                     nn.functional.mse_loss(model(x), target).backward()
                     optimizer.step()
                 done.moments[f"trial {trial}"] = now()
-                done.losses += model[0].bias.tolist()
+                done.losses += next(model.parameters()).flatten().tolist()
                 if trial < 2:
                     del model, optimizer, x, target
                 done.moments[f"after {trial}"] = now()

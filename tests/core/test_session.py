@@ -7,20 +7,13 @@ import os
 import sys
 import threading
 import weakref
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-import memlens
-from memlens.answers import Allocation
-from memlens.capture import RankCapture
-from memlens.errors import OutputExistsError, SessionActiveError, UsageError
-from memlens.events import Category, Phase
-from memlens.session import current_session
 from tests.support.traces import differences, leftover_hooks, torch_state
 from tests.support.training import (
     Outcome,
@@ -31,6 +24,14 @@ from tests.support.training import (
     now,
     run_both,
 )
+from torch import nn
+
+import memlens
+from memlens.answers import Allocation
+from memlens.capture import RankCapture
+from memlens.errors import OutputExistsError, SessionActiveError, UsageError
+from memlens.events import Category, Phase
+from memlens.session import current_session
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4
@@ -68,9 +69,7 @@ AFTER_STEP = {
 
 
 def alive(rank: RankCapture, time_ns: int, category: Category) -> list[Allocation]:
-    return [
-        block for block in rank.allocations_at(time_ns, None) if block.category is category
-    ]
+    return [block for block in rank.allocations_at(time_ns, None) if block.category is category]
 
 
 # -- beginning and end -------------------------------------------------------------------------
@@ -273,12 +272,12 @@ def test_only_some_steps(source: str, steps: Any, tmp_path: Path) -> None:
     for step in range(3, 7):
         assert recorded.at(f"step {step}") == AFTER_STEP
     # Every one of these steps is like the others.
-    for step in found:
-        ends = {category: size for category, size in step.end_categories.items() if size}
+    for one in found:
+        ends = {category: size for category, size in one.end_categories.items() if size}
         loss = {Category.ACTIVATION: ROW}  # what the job's own function has not yet given back
         assert ends == AFTER_STEP | loss
-        assert step.peak_bytes == found[0].peak_bytes
-        assert step.categories == found[0].categories
+        assert one.peak_bytes == found[0].peak_bytes
+        assert one.categories == found[0].categories
     # What was tagged before and after is not taken for memory that nobody told of.
     assert recorded.rank.coverage.uncovered_bytes == 0
     assert recorded.outcome.moments["step 2"] < found[0].peak_ns
@@ -630,7 +629,7 @@ def test_a_model_that_is_named_comes_first(tmp_path: Path) -> None:
 def test_nothing_of_the_job_is_kept_alive(source: str, tmp_path: Path) -> None:
     """Also a model that was handed to us is freed when the job lets go of it."""
     job = Job()
-    references = [weakref.ref(job.model), weakref.ref(job.optimizer)]
+    references: list[weakref.ref[Any]] = [weakref.ref(job.model), weakref.ref(job.optimizer)]
     references += [weakref.ref(value) for value in job.model.parameters()]
     with memlens.profile(job.model, job.optimizer, out=tmp_path / "run") as session:
         job.step()
@@ -661,11 +660,7 @@ def test_temporaries_belong_to_the_innermost_module(tmp_path: Path) -> None:
 
     table = rank.to_arrow()
     columns = (table[name].to_pylist() for name in ("module", "phase", "size_bytes"))
-    at_work = {
-        (module, phase)
-        for module, phase, size in zip(*columns, strict=True)
-        if size == ROW
-    }
+    at_work = {(module, phase) for module, phase, size in zip(*columns, strict=True) if size == ROW}
     # Each layer makes a row forward, and backward the gradient of its input.
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         found = {module for module, when in at_work if when == phase.value}
@@ -692,7 +687,9 @@ def test_a_module_without_a_parent_is_named_when_it_is_called(tmp_path: Path) ->
     weights = alive(session.capture.ranks[0], moment, Category.WEIGHT)
     names = {block.name for block in weights if not block.preexisting}
 
-    assert names == {f"Linear{number}.{name}" for number in ("", "#2") for name in ("weight", "bias")}
+    assert names == {
+        f"Linear{number}.{name}" for number in ("", "#2") for name in ("weight", "bias")
+    }
 
 
 # -- questions ---------------------------------------------------------------------------------
@@ -773,7 +770,7 @@ def test_peak_and_steps_agree(rank: RankCapture) -> None:
     assert peak.time_ns == first.peak_ns
     assert peak.categories == first.categories == rank.categories_at(peak.time_ns)
     assert peak.reserved_bytes is None
-    for one, other in zip(steps, steps[1:], strict=False):
+    for one, other in pairwise(steps):
         assert one.start_ns <= one.peak_ns <= one.end_ns == other.start_ns
         assert rank.categories_at(one.end_ns) == one.end_categories
     blocks = rank.allocations_at(None, None)

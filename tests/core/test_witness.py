@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.training import assert_sound, now
 from torch import nn
 
 import memlens
@@ -19,7 +20,6 @@ from memlens.capture import RankCapture
 from memlens.events import Action
 from memlens.format import codes
 from memlens.reader import RankData, read_rank
-from tests.support.training import assert_sound, now
 
 ACTION = codes(Action)
 
@@ -81,7 +81,8 @@ def account_of_torch_profiler(foreach: bool) -> Account:
     )
     step_within(profiler, foreach)
     assert profiler.profiler is not None
-    pending = list(profiler.profiler.kineto_results.experimental_event_tree())
+    assert profiler.profiler.kineto_results is not None
+    pending: list[Any] = list(profiler.profiler.kineto_results.experimental_event_tree())
     found: list[tuple[int, int, int]] = []
     while pending:
         event = pending.pop()

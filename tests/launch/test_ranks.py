@@ -30,7 +30,7 @@ def work(rank=None, store=None):
     for step in range(4 + dist.get_rank()):
         model(torch.randn(8, 64)).sum().backward()
         dist.barrier() if step < 4 else None
-    print("rank", dist.get_rank(), "steps", step + 1, flush=True)
+    os.write(1, f"rank {dist.get_rank()} steps {step + 1}\\n".encode())  # at once, as a whole
     dist.destroy_process_group()
 """
 
@@ -84,19 +84,20 @@ def test_torchrun_passes_the_exit_code_of_a_failed_rank(tmp_path: Path) -> None:
     assert len(folders(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("start", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize(
+    "start", ["spawn", "fork", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_processes_of_multiprocessing_that_train(start: str, tmp_path: Path) -> None:
     """Their ranks are known only once they have joined the process group."""
     write_script(
         tmp_path / "train.py",
         DISTRIBUTED
-        + """
+        + f"""
 import torch.multiprocessing as mp
 if __name__ == "__main__":
-    mp.start_processes(work, (os.path.abspath("store"),), nprocs=2, start_method=%r)
+    mp.start_processes(work, (os.path.abspath("store"),), nprocs=2, start_method={start!r})
     print("parent", flush=True)
-"""
-        % start,
+""",
     )
 
     job = run_memlens("run", "--out", "run", "train.py", cwd=tmp_path)
@@ -168,7 +169,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("start", "persistent"), [("fork", False), ("spawn", True), ("forkserver", False)]
+    ("start", "persistent"),
+    [("fork", False), ("spawn", True), pytest.param("forkserver", False, marks=pytest.mark.slow)],
 )
 def test_workers_that_load_data_are_no_ranks(start: str, persistent: bool, tmp_path: Path) -> None:
     write_script(tmp_path / "train.py", LOADER % (start, persistent))
@@ -287,9 +289,7 @@ print("child" if child == 0 else "parent", flush=True)
     assert child.coverage.complete, child.coverage
     assert child.events > parent.events > 0
     # What the child inherited is there, found by its census.
-    weights = [
-        item for item in child.allocations_at(top=None) if item.category is Category.WEIGHT
-    ]
+    weights = [item for item in child.allocations_at(top=None) if item.category is Category.WEIGHT]
     assert all(item.preexisting for item in weights)
     assert sum(item.size_bytes for item in weights) == MODEL_BYTES
 
@@ -319,6 +319,24 @@ def test_a_script_that_trains_nothing(tmp_path: Path) -> None:
     report = run_memlens("report", "run", "--json", cwd=tmp_path)
     assert report.returncode == 0
     assert capture.problems[0] in json.loads(report.stdout)["warnings"]
+
+
+def test_a_process_that_allocates_much_and_trains_nothing(tmp_path: Path) -> None:
+    """What is held back until a process turns out to be a rank must not grow without end."""
+    write_script(
+        tmp_path / "prepare.py",
+        "import torch\nx = torch.ones(1)\nfor _ in range(600_000): x + x",
+    )
+    write_script(tmp_path / "train.py", STEPS + "train(2)")
+
+    job = run_memlens(
+        "run", "--out", "run", "--", "sh", "-c", "python prepare.py; python train.py", cwd=tmp_path
+    )
+
+    assert job.returncode == 0, job.stderr
+    assert len(folders(tmp_path / "run")) == 2
+    [rank] = memlens.load(tmp_path / "run").ranks  # only one of them trains
+    assert rank.peak().categories[Category.GRADIENT] == MODEL_BYTES
 
 
 def test_a_command_that_trains_nothing(tmp_path: Path) -> None:

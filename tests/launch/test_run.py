@@ -7,16 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-from textwrap import dedent
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from tests.support.jobs import (
     STEPS,
     clean_environment,
     ours,
+    run_both,
     run_memlens,
-    run_plain,
     start_memlens,
     theirs,
     write_script,
@@ -78,12 +78,13 @@ def test_the_script_sees_what_it_would_see_without_memlens(
     for name in ("train.py", "nested/deep.py", "nested/__main__.py"):
         write_script(tmp_path / name, LOOK_AROUND)
     for name in ("profiler.py", "integrations/__init__.py", "memlens_integrations.py"):
-        write_script(tmp_path / name, "raise RuntimeError('the folder beside the script is its own')")
+        write_script(
+            tmp_path / name, "raise RuntimeError('the folder beside the script is its own')"
+        )
     # Given, as it is for memlens when the tests run from a checkout.
     path = {"PYTHONPATH": clean_environment().get("PYTHONPATH") or str(tmp_path / "none")}
 
-    plain = run_plain(sys.executable, *words, cwd=tmp_path, stdin="a\nb", env=path)
-    job = run_memlens("run", "--out", "run", *words, cwd=tmp_path, stdin="a\nb", env=path)
+    plain, job = run_both(words, cwd=tmp_path, stdin="a\nb", env=path)
 
     assert plain.returncode == job.returncode == 0, plain.stderr + job.stderr
     expected, seen = json.loads(plain.stdout), json.loads(job.stdout)
@@ -137,9 +138,7 @@ def test_the_exit_code_is_the_jobs_own(ending: str, tmp_path: Path) -> None:
     text, code = ENDINGS[ending]
     write_script(tmp_path / "train.py", STEPS + "train(3)\n" + dedent(text))
 
-
-    plain = run_plain(sys.executable, "train.py", cwd=tmp_path)
-    job = run_memlens("run", "--out", "run", "train.py", cwd=tmp_path)
+    plain, job = run_both(["train.py"], cwd=tmp_path)
 
     assert plain.returncode == job.returncode == code
     assert theirs(job.stderr) == plain.stderr.splitlines()
@@ -151,7 +150,9 @@ def test_the_exit_code_is_the_jobs_own(ending: str, tmp_path: Path) -> None:
         assert rank.events > 50
 
 
-WAITS = STEPS + """
+WAITS = (
+    STEPS
+    + """
 import time
 end = time.monotonic() + 1.2
 while time.monotonic() < end:
@@ -160,6 +161,7 @@ print("ready", flush=True)
 while True:
     train(1)
 """
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.jobs import STEPS, ours, run_memlens, run_plain, theirs, write_script
+from tests.support.jobs import STEPS, ours, run_both, run_plain, theirs, write_script
 
 JOBS = {
     "plain": STEPS + "train(200)",
@@ -56,7 +56,7 @@ torch._C._warn()
 }
 
 
-@pytest.mark.parametrize("source", ["hook", "profiler"])
+@pytest.mark.parametrize("source", ["hook", pytest.param("profiler", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", JOBS)
 def test_stderr_is_the_jobs_own(name: str, source: str, tmp_path: Path) -> None:
     within = "OUT" in JOBS[name]
@@ -73,8 +73,7 @@ def test_stderr_is_the_jobs_own(name: str, source: str, tmp_path: Path) -> None:
         plain = run_plain(sys.executable, "plain.py", cwd=tmp_path)
         job = run_plain(sys.executable, "train.py", cwd=tmp_path, env=env)
     else:
-        plain = run_plain(sys.executable, "train.py", cwd=tmp_path)
-        job = run_memlens("run", "--out", "run", *options, "train.py", cwd=tmp_path, env=env)
+        plain, job = run_both(["train.py"], options, cwd=tmp_path, env=env)
 
     assert job.returncode == plain.returncode, job.stderr
     expected = _fixed(plain.stderr.splitlines())

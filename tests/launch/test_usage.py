@@ -14,8 +14,8 @@ from tests.support.jobs import (
     STEPS,
     clean_environment,
     ours,
+    run_both,
     run_memlens,
-    run_plain,
     theirs,
     write_script,
 )
@@ -226,8 +226,7 @@ def test_the_users_own_sitecustomize_runs_as_without_memlens(text: str, tmp_path
         write_script(tmp_path / "train.py", STEPS + "train(2)")
     env = with_path(tmp_path / "site")
 
-    plain = run_plain(sys.executable, "train.py", cwd=tmp_path, env=env)
-    job = run_memlens("run", "--out", "run", "train.py", cwd=tmp_path, env=env)
+    plain, job = run_both(["train.py"], cwd=tmp_path, env=env)
 
     assert plain.returncode == job.returncode == 0, job.stderr
     assert plain.stdout.startswith("mine\n")
@@ -244,12 +243,22 @@ def test_an_interpreter_without_memlens(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     write_script(tmp_path / "train.py", "import sys; print('ran', sys.argv[1:])")
     # memlens itself is found here, but not by what it starts.
-    main = "import sys; sys.path[:0] = %r; from memlens.cli import main; main()" % (
-        [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path],
-    )
+    path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    main = f"import sys; sys.path[:0] = {path!r}; from memlens.cli import main; main()"
 
     job = subprocess.run(
-        [sys.executable, "-c", main, "run", "--out", "run", "--", "venv/bin/python", "train.py", "x"],
+        [
+            sys.executable,
+            "-c",
+            main,
+            "run",
+            "--out",
+            "run",
+            "--",
+            "venv/bin/python",
+            "train.py",
+            "x",
+        ],
         cwd=tmp_path,
         env={name: v for name, v in clean_environment().items() if name != "PYTHONPATH"},
         capture_output=True,

@@ -162,9 +162,7 @@ def originals(good: Good, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_truncated_to_any_length(
-    good: Good, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_to_any_length(good: Good, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = good.folder / name
     data = path.read_bytes()
     original = originals(good, capsys)
@@ -297,9 +295,7 @@ def test_json_that_is_none_of_ours(
     assert outcome == "refused"
 
 
-def test_lengths_in_arrows_own_headers(
-    good: Good, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lengths_in_arrows_own_headers(good: Good, capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers of rows and sizes of buffers, wherever they stand, made huge or negative."""
     original = originals(good, capsys)
     for name in STREAMS:

@@ -24,12 +24,15 @@ AT_MOST_MISSING_NS = 1_000_000_000
 AT_ONCE = 2
 
 # Each tells on stdout when it last allocated something, so that no file of ours is its only witness.
-TINY = STEPS + """
+TINY = (
+    STEPS
+    + """
 import os, time
 while True:
     train(1)
     os.write(1, b"%d\\n" % time.time_ns())
 """
+)
 LONG = """
 import os, time, torch
 kept = []
@@ -93,9 +96,7 @@ def kill_one(folder: Path, number: int, words: list[str], lives_s: float) -> Kil
 def kill_many(folder: Path, words: list[str], lives_s: Sequence[float]) -> list[Killed]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(
-            pool.map(
-                lambda item: kill_one(folder, item[0], words, item[1]), enumerate(lives_s)
-            )
+            pool.map(lambda item: kill_one(folder, item[0], words, item[1]), enumerate(lives_s))
         )
 
 
@@ -167,6 +168,7 @@ def test_kills_where_nothing_drains_but_the_heartbeat(script: str, tmp_path: Pat
         assert int(rank.timeline().time_ns[-1]) - one.times_ns[0] > 1_000_000_000
 
 
+@pytest.mark.slow
 def test_kills_at_the_start(tmp_path: Path) -> None:
     """From before Python runs to the first steps: no folder, half a folder, no events."""
     write_script(tmp_path / "train.py", STEPS + "train(10**9)")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,6 +14,7 @@ __all__ = [
     "STEPS",
     "clean_environment",
     "ours",
+    "run_both",
     "run_memlens",
     "run_plain",
     "start_memlens",
@@ -75,6 +77,22 @@ def run_memlens(
 ) -> subprocess.CompletedProcess[str]:
     """Run `memlens WORDS...` to its end."""
     return run_plain(sys.executable, "-m", "memlens", *words, cwd=cwd, env=env, stdin=stdin)
+
+
+def run_both(
+    script: Sequence[str],
+    options: Sequence[str] = (),
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """Run `python SCRIPT...` and `memlens run --out run OPTIONS... SCRIPT...` at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        plain = pool.submit(run_plain, sys.executable, *script, cwd=cwd, env=env, stdin=stdin)
+        words = ("run", "--out", "run", *options, *script)
+        job = pool.submit(run_memlens, *words, cwd=cwd, env=env, stdin=stdin)
+        return plain.result(), job.result()
 
 
 def start_memlens(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Expected", "make_capture"]
+__all__ = ["LAYERS", "LEAK_BYTES", "LEAK_MODULE", "Expected", "make_capture"]
 
 _PATH = Path(__file__).resolve().parents[2] / "tools" / "make_capture.py"
 _spec = spec_from_file_location("make_capture", _PATH)
@@ -16,5 +17,8 @@ _module = module_from_spec(_spec)
 sys.modules[_spec.name] = _module  # dataclasses look for their module there
 _spec.loader.exec_module(_module)
 
-Expected = _module.Expected
+LAYERS: int = _module.LAYERS
+LEAK_BYTES: int = _module.LEAK_BYTES
+LEAK_MODULE: str = _module.LEAK_MODULE
+Expected: Any = _module.Expected
 make_capture = _module.make_capture

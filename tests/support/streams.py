@@ -13,11 +13,13 @@ from memlens.events import Action, Category, Certainty, MarkKind
 from memlens.format import codes
 from memlens.reader import NameTables
 
-__all__ = ["Array", "brute_force", "events", "marks", "names", "paired", "tags"]
+__all__ = ["Array", "Mark", "brute_force", "events", "marks", "names", "paired", "tags"]
 
 Array = npt.NDArray[Any]
 Event = tuple[int, str, int, int]
 """Time, action, address, bytes."""
+Mark = tuple[int | str, ...]
+"""Time, kind, id (-1 when left out), value (0 when left out)."""
 
 
 def events(rows: Iterable[Event]) -> dict[str, Array]:
@@ -44,10 +46,8 @@ def paired(
     return pair(events(rows), np.array(on_ns, np.int64), np.array(off_ns, np.int64))
 
 
-def marks(rows: Iterable[tuple[int, str] | tuple[int, str, int] | tuple[int, str, int, int]]) -> (
-    dict[str, Array]
-):
-    """Columns of the marks' stream, from (time, kind, id or -1, value or 0)."""
+def marks(rows: Iterable[Mark]) -> dict[str, Array]:
+    """Columns of the marks' stream."""
     full = [(*row, *(-1, 0)[len(row) - 2 :]) for row in rows]
     kind = codes(MarkKind)
     return {
@@ -58,9 +58,9 @@ def marks(rows: Iterable[tuple[int, str] | tuple[int, str, int] | tuple[int, str
     }
 
 
-def tags(rows: Iterable[tuple[int, int, Category] | tuple[int, int, Category, int]]) -> (
-    dict[str, Array]
-):
+def tags(
+    rows: Iterable[tuple[int, int, Category] | tuple[int, int, Category, int]],
+) -> dict[str, Array]:
     """Columns of the tags' stream, from (time, address, category, name or the row's number)."""
     listed = list(rows)
     category = codes(Category)

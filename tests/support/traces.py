@@ -84,7 +84,9 @@ def _pristine(state: dict[str, Any]) -> list[str]:
     """What is wrong with a torch that was imported since, so that no earlier state is known."""
     wrong = []
     for name, value in state.items():
-        if "._global_" in name or name.startswith(("a profiler", "torch function", "torch dispatch")):
+        if "._global_" in name or name.startswith(
+            ("a profiler", "torch function", "torch dispatch")
+        ):
             if value:
                 wrong.append(f"{name}: {value!r}")
         elif callable(value) and not str(getattr(value, "__module__", "torch")).startswith("torch"):

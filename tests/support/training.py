@@ -41,11 +41,6 @@ __all__ = [
 Recording = Callable[[], AbstractContextManager[object]]
 """What a job wraps around the part of it that is to be recorded."""
 
-# What has been imported is no garbage. Without it a full collection takes a few milliseconds, and
-# the jobs here can begin with one.
-gc.collect()
-gc.freeze()
-
 
 @dataclass
 class Outcome:
@@ -97,9 +92,7 @@ def held(rank: RankCapture, time_ns: int) -> dict[Category, int]:
     return {name: size for name, size in rank.categories_at(time_ns).items() if size}
 
 
-def most_between(
-    rank: RankCapture, category: Category | None, begin_ns: int, end_ns: int
-) -> int:
+def most_between(rank: RankCapture, category: Category | None, begin_ns: int, end_ns: int) -> int:
     """Most bytes between two moments, of one category or (None) of all together."""
     timeline = rank.timeline()
     # An entry holds until the next, so the last one before the beginning counts as well.

@@ -69,6 +69,11 @@ def find_growth(
                 blocks.stack[members].astype(np.int64),
             ]
         )
+        _, group, count = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+        # What grows in half of the steps has as many blocks. The others are left out beforehand: a
+        # table of all groups by all steps may be larger than the machine's memory.
+        enough = count[group.ravel()] * 2 >= len(later) - 1
+        members, keys = members[enough], keys[:, enough]
         groups, group = np.unique(keys, axis=1, return_inverse=True)
         group = group.ravel()
         change = np.zeros((groups.shape[1], len(later) + 1), np.int64)

@@ -67,15 +67,55 @@ class Segments:
 
 
 class _Frame:
-    __slots__ = ("kind", "module", "number", "segments", "survivor")
+    """Something that is open. What lies on top of it ends with it, so all of this stays as it is.
 
-    def __init__(self, kind: Scope, number: int, module: int, survivor: int) -> None:
+    Args:
+        kind: what was opened.
+        number: its mark's id.
+        survivor: category of what outlives it, for a library's work.
+        under: what was open already.
+    """
+
+    __slots__ = (
+        "backward",
+        "kind",
+        "module",
+        "number",
+        "owner",
+        "phase",
+        "scope",
+        "segments",
+        "survivor",
+    )
+
+    def __init__(self, kind: Scope, number: int, survivor: int, under: _Frame | None) -> None:
         self.kind = kind
         self.number = number
-        self.module = module
         self.survivor = survivor
         self.segments: list[int] = []
+        self.module: int = number if kind is Scope.MODULE else under.module if under else -1
+        self.backward: _Frame | None = under.backward if under else None
+        """The outermost run of the engine."""
+        if self.backward is None and kind is Scope.BACKWARD:
+            self.backward = self
+        recomputes = kind is Scope.MODULE and self.backward is not None
+        self.scope = int(Scope.RECOMPUTE if recomputes else kind)
+        self.owner = self
+        """With whose end its segments end: nested runs of the engine hand on their gradients."""
+        if kind is Scope.BACKWARD and self.backward is not None:
+            self.owner = self.backward
+        self.phase: int = under.phase if under else _UNDECIDED
+        if self.backward is not None:
+            self.phase = _BACKWARD
+        elif kind is Scope.MODULE:
+            self.phase = _FORWARD
+        elif kind is Scope.OPTIMIZER and self.phase != _FORWARD:
+            self.phase = _OPTIMIZER
 
+
+_INIT, _FORWARD, _BACKWARD, _OPTIMIZER, _OTHER = range(len(PHASES))
+_UNDECIDED = -1
+"""Phase of a library's work on its own: whatever it interrupts."""
 
 _OPENS = {
     _KIND["module_enter"]: Scope.MODULE,
@@ -90,11 +130,21 @@ _CLOSES = {
     _KIND["scope_exit"]: Scope.LIBRARY,
 }
 _FLOW, _STEP = _KIND["backward_module"], _KIND["step"]
+_USED = [*_OPENS, *_CLOSES, _FLOW, _STEP]
 
 
 def _is_outermost(stack: list[_Frame]) -> bool:
     """Whether what is called here is called by the job itself, or by its closure for an optimizer."""
     return not stack or (len(stack) == 1 and stack[0].kind is Scope.OPTIMIZER)
+
+
+def _find(stack: list[_Frame], kind: Scope, number: int) -> int:
+    """Position of the innermost open scope that an end belongs to; the stack's length for none."""
+    for position in range(len(stack) - 1, -1, -1):
+        frame = stack[position]
+        if frame.kind is kind and (kind is Scope.BACKWARD or frame.number == number):
+            return position
+    return len(stack)
 
 
 def segment(marks: dict[str, Array], names: NameTables) -> Segments:
@@ -103,19 +153,18 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     A scope whose end is missing (an exception, a kill) ends with the scope around it.
     """
     order = np.argsort(marks["time_ns"], kind="stable")
-    times = marks["time_ns"][order].tolist()
-    kinds = marks["kind"][order].tolist()
-    numbers = marks["id"][order].tolist()
-    values = marks["value"][order].tolist()
-    has_modules = bool(np.any(marks["kind"] == _KIND["module_enter"]))
+    order = order[np.isin(marks["kind"][order], _USED)]
+    mark_ns, mark_kind, mark_value = (marks[name][order] for name in ("time_ns", "kind", "value"))
+    has_modules = bool(np.any(mark_kind == _KIND["module_enter"]))
     survivors = {
         number: _CATEGORIES.get(detail, _CATEGORIES["unknown"])
         for number, (_, detail) in names.scope.items()
     }
 
-    start = [np.iinfo(np.int64).min]
-    phase, module, step, scope, survivor = [0], [-1], [0], [0], [0]
-    end = [FOREVER]
+    # One segment before the first mark, and one after each.
+    count = len(order) + 1
+    phase, module, scope = [_INIT] * count, [-1] * count, [int(Scope.NONE)] * count
+    survivor, end = [0] * count, [FOREVER] * count
     stack: list[_Frame] = []
     current_step, seen_work = 0, False
     step_start: dict[int, int] = {}
@@ -125,23 +174,31 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     undecided: list[int] = [] if has_modules else [0]
     needs_gradient = not has_modules
 
-    init, forward, backward, optimizer, other = range(len(PHASES))
+    def close(position: int, at: int) -> None:
+        for frame in stack[position:]:
+            for index in frame.segments:
+                end[index] = at
+        del stack[position:]
 
-    def close(frame: _Frame, at: int) -> None:
-        for index in frame.segments:
-            end[index] = at
-
-    for time, kind, number, value in zip(times, kinds, numbers, values, strict=True):
-        opened = _OPENS.get(kind)
-        if opened is not None:
+    for index, (time, kind, number, value) in enumerate(
+        zip(
+            mark_ns.tolist(),
+            mark_kind.tolist(),
+            marks["id"][order].tolist(),
+            mark_value.tolist(),
+            strict=True,
+        ),
+        1,
+    ):
+        if (opened := _OPENS.get(kind)) is not None:
             if _is_outermost(stack):
-                if opened in (Scope.MODULE, Scope.BACKWARD):
+                if opened is Scope.MODULE or opened is Scope.BACKWARD:
                     outer_starts.append(time)
-                    for index in undecided:
+                    for earlier in undecided:
                         if needs_gradient:
-                            scope[index], phase[index] = int(Scope.LOSS), forward
+                            scope[earlier], phase[earlier] = int(Scope.LOSS), _FORWARD
                         if needs_gradient or not stack:
-                            end[index] = time
+                            end[earlier] = time
                     if needs_gradient and stack:
                         taken = set(undecided)
                         stack[0].segments = [i for i in stack[0].segments if i not in taken]
@@ -151,20 +208,11 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
             if opened is Scope.BACKWARD or opened is Scope.OPTIMIZER:
                 trained.add(current_step)
             seen_work = seen_work or opened is not Scope.LIBRARY
-            inner = number if opened is Scope.MODULE else stack[-1].module if stack else -1
-            stack.append(_Frame(opened, number, inner, survivors.get(number, 0)))
-        elif kind in _CLOSES:
-            closing = _CLOSES[kind]
-            matches = [
-                i
-                for i in range(len(stack) - 1, -1, -1)
-                if stack[i].kind is closing
-                and (closing is Scope.BACKWARD or stack[i].number == number)
-            ][:1]
-            for position in matches:
-                for frame in stack[position:]:
-                    close(frame, time)
-                del stack[position:]
+            stack.append(
+                _Frame(opened, number, survivors.get(number, 0), stack[-1] if stack else None)
+            )
+        elif (closing := _CLOSES.get(kind)) is not None:
+            close(_find(stack, closing, number), time)
             if _is_outermost(stack):
                 if closing is Scope.MODULE:
                     needs_gradient = bool(value)
@@ -175,60 +223,36 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         elif kind == _FLOW:
             if stack and stack[-1].kind is Scope.BACKWARD:
                 stack[-1].module = number
-        elif kind == _STEP:
+        else:
             current_step = value
             step_start[value] = time
-            if stack:  # left open by an exception that the job survived
-                for frame in stack:
-                    close(frame, time)
-                stack.clear()
+            close(0, time)  # what was left open by an exception that the job survived
             needs_gradient = not has_modules
             undecided = []
-        else:
-            continue
 
-        index = len(start)
-        start.append(time)
-        step.append(current_step)
-        end.append(FOREVER)
-        if not stack:
-            scope.append(int(Scope.NONE))
-            phase.append(other if seen_work else init)
-            module.append(-1)
-            survivor.append(0)
-            undecided.append(index)
-            continue
-        top = stack[-1]
-        in_backward = next((f for f in stack if f.kind is Scope.BACKWARD), None)
-        kind_here = top.kind
-        if kind_here is Scope.MODULE and in_backward is not None:
-            kind_here = Scope.RECOMPUTE
-        owner = top
-        if kind_here is Scope.BACKWARD and in_backward is not None:
-            owner = in_backward  # the outermost run: nested ones hand their gradients to it
-        owner.segments.append(index)
-        if _is_outermost(stack):
-            undecided.append(index)
-        scope.append(int(kind_here))
-        survivor.append(top.survivor)
-        module.append(top.module)
-        if in_backward is not None:
-            phase.append(backward)
-        elif any(f.kind is Scope.MODULE for f in stack):
-            phase.append(forward)
-        elif any(f.kind is Scope.OPTIMIZER for f in stack):
-            phase.append(optimizer)
+        if stack:
+            top = stack[-1]
+            top.owner.segments.append(index)
+            scope[index], module[index], survivor[index] = top.scope, top.module, top.survivor
+            phase[index] = top.phase
+            if len(stack) == 1 and top.kind is Scope.OPTIMIZER:
+                undecided.append(index)
         else:
-            phase.append(other if seen_work else init)
+            phase[index] = _UNDECIDED
+            undecided.append(index)
+        if phase[index] == _UNDECIDED:
+            phase[index] = _OTHER if seen_work else _INIT
 
-    start_array = np.array(start, np.int64)
+    start_ns = np.append(np.iinfo(np.int64).min, mark_ns)
+    is_step = mark_kind == _STEP
+    steps = np.append(0, mark_value[is_step])
     outer = np.array([*outer_starts, FOREVER], np.int64)
-    ends = np.append(start_array[1:], FOREVER)
+    ends = np.append(mark_ns, FOREVER)
     return Segments(
-        start_ns=start_array,
+        start_ns=start_ns,
         phase=np.array(phase, np.int8),
         module=np.array(module, np.int32),
-        step=np.array(step, np.int64),
+        step=steps[np.append(0, np.cumsum(is_step))],
         scope=np.array(scope, np.int8),
         scope_end_ns=np.array(end, np.int64),
         survivor=np.array(survivor, np.int8),

@@ -76,7 +76,7 @@ class ModuleObserver:
         ):
             undo.callback(handle.remove)
         # Copies and unpickled modules get their parameters without registering them.
-        original = torch.nn.Module.__setstate__
+        original: Callable[..., None] = torch.nn.Module.__setstate__
         learn = hook("module observer", self._add_copy)
 
         def __setstate__(module: torch.nn.Module, state: Any) -> None:

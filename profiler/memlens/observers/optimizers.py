@@ -34,7 +34,9 @@ class OptimizerObserver:
         self._scopes: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
             weakref.WeakKeyDictionary()
         )
-        self._tagged: dict[tuple[int, str], int] = {}
+        self._tagged: weakref.WeakKeyDictionary[
+            torch.optim.Optimizer, dict[tuple[int, str], int]
+        ] = weakref.WeakKeyDictionary()
         self._seen: set[int] = set()
         self._stepped: set[int] = set()
         self._expected: set[int] = set()
@@ -161,7 +163,8 @@ class OptimizerObserver:
 
     def _tag_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Tag what `optimizer.state` holds and was not seen at that address before."""
-        tagged = self._tagged
+        # Of this optimizer alone: parameters of a later one may get the ids and addresses of its own.
+        tagged = self._tagged.setdefault(optimizer, {})
         for owner, state in list(optimizer.state.items()):
             if not isinstance(state, dict):
                 self._tag_deep(owner, "state", state)
