@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens import __version__
+from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, codes, write_json
+from memlens.disk.writer import RankWriter, make_batch
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
-from memlens.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, codes, write_json
-from memlens.writer import RankWriter, make_batch
 
 Array = npt.NDArray[Any]
 

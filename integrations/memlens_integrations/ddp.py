@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from memlens.adapters import mark_scope
 from memlens.events import Category
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["DistributedDataParallelAdapter"]
 

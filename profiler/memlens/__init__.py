@@ -34,17 +34,17 @@ _HOMES = {
     "MemlensError": "memlens.errors",
     "Phase": "memlens.events",
     "RankCapture": "memlens.capture",
-    "Session": "memlens.session",
+    "Session": "memlens.recording.session",
     "load": "memlens.capture",
-    "profile": "memlens.profile_function",
+    "profile": "memlens.recording.profile",
 }
 
 if TYPE_CHECKING:
     from memlens.capture import Capture, RankCapture, load
     from memlens.errors import MemlensError
     from memlens.events import Category, Certainty, Phase
-    from memlens.profile_function import profile
-    from memlens.session import Session
+    from memlens.recording.profile import profile
+    from memlens.recording.session import Session
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from memlens.events import Category, MarkKind, NameKind
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["Adapter", "find_adapters", "mark_scope"]
 

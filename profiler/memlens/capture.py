@@ -28,12 +28,12 @@ from memlens.answers import (
 from memlens.attribution.lifetimes import FOREVER, Lifetimes, pair
 from memlens.attribution.rules import Attribution, attribute
 from memlens.attribution.segments import PHASES, Segments, segment
+from memlens.disk.format import RANK_FILE, RUN_FILE, codes
+from memlens.disk.headers import RUN_FIELDS, read_header
+from memlens.disk.numbering import number_ranks
+from memlens.disk.reader import RankData, read_rank
 from memlens.errors import CaptureError
 from memlens.events import Category, Certainty, MarkKind
-from memlens.format import RANK_FILE, RUN_FILE, codes
-from memlens.headers import RUN_FIELDS, read_header
-from memlens.numbering import number_ranks
-from memlens.reader import RankData, read_rank
 
 __all__ = ["Capture", "RankCapture", "load"]
 

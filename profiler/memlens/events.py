@@ -1,6 +1,6 @@
 """The vocabulary: what an event is, and on which axes it is described.
 
-One capture holds four kinds of row, each an Arrow stream whose schema stands in `memlens.format`:
+One capture holds four kinds of row, each an Arrow stream whose schema stands in `memlens.disk.format`:
 
 * **events**: what the allocator did. It knows every byte and no meaning.
 * **tags**: "at this time, the storage at this address is the gradient of that parameter".

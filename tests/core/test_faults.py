@@ -23,19 +23,19 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import memlens
-from memlens.heartbeat import Heartbeat
-from memlens.names import Names
+from memlens.disk.writer import RankWriter
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.inputs import InputObserver
 from memlens.observers.job_profiler import JobProfilerObserver
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
 from memlens.observers.parameters import Parameters
-from memlens.recorder import Recorder
-from memlens.session import Session, current_session
+from memlens.recording.heartbeat import Heartbeat
+from memlens.recording.names import Names
+from memlens.recording.recorder import Recorder
+from memlens.recording.session import Session, current_session
 from memlens.sources.allocator_hook import AllocatorHookSource
 from memlens.sources.torch_profiler import TorchProfilerSource
-from memlens.writer import RankWriter
 
 BATCH, WIDTH = 6, 16
 
@@ -375,7 +375,7 @@ def test_an_adapter_that_cannot_be_installed_is_told_of(
         def install(self, recorder: Recorder, undo: Any) -> None:
             raise Injected("on purpose")
 
-    monkeypatch.setattr("memlens.session.find_adapters", lambda recorder: [Broken()])
+    monkeypatch.setattr("memlens.recording.session.find_adapters", lambda recorder: [Broken()])
     torch.manual_seed(0)
     session = memlens.profile(out=tmp_path / "run")
     outcome = job(lambda: session)

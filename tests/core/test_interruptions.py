@@ -26,7 +26,7 @@ from torch import nn
 
 import memlens
 from memlens.events import Category, Phase
-from memlens.session import Session, current_session
+from memlens.recording.session import Session, current_session
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4

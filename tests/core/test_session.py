@@ -31,7 +31,7 @@ from memlens.answers import Allocation
 from memlens.capture import RankCapture
 from memlens.errors import OutputExistsError, SessionActiveError, UsageError
 from memlens.events import Category, Phase
-from memlens.session import current_session
+from memlens.recording.session import current_session
 
 BATCH, WIDTH = 6, 16
 FLOAT = 4

@@ -15,7 +15,7 @@ from tests.support.training import Outcome, Recording, now, run_both
 import memlens
 from memlens.errors import SourceError, UsageError
 from memlens.events import Category
-from memlens.names import Names
+from memlens.recording.names import Names
 from memlens.sources import allocator_hook
 from memlens.sources.cpu import make_cpu_source
 from memlens.sources.native import build
@@ -177,10 +177,12 @@ def test_the_hook_works_beside_a_profiler_of_the_job(
 ) -> None:
     monkeypatch.setenv("MEMLENS_CPU_SOURCE", "hook")
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        with memlens.profile(out=tmp_path / "run") as session:
-            kept = torch.zeros(MEGABYTE, dtype=torch.uint8)
-            kept_ns = now()
+    with (
+        torch.profiler.profile(activities=activities, profile_memory=True) as profiler,
+        memlens.profile(out=tmp_path / "run") as session,
+    ):
+        kept = torch.zeros(MEGABYTE, dtype=torch.uint8)
+        kept_ns = now()
     rank = session.capture.ranks[0]
     assert kept.nbytes in [block.size_bytes for block in rank.allocations_at(kept_ns, None)]
     assert rank.coverage.blind_ns == 0

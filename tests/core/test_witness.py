@@ -17,9 +17,9 @@ from torch import nn
 
 import memlens
 from memlens.capture import RankCapture
+from memlens.disk.format import codes
+from memlens.disk.reader import RankData, read_rank
 from memlens.events import Action
-from memlens.format import codes
-from memlens.reader import RankData, read_rank
 
 ACTION = codes(Action)
 

@@ -18,9 +18,9 @@ from tests.support.large import make_capture
 
 import memlens
 from memlens.cli import _exit_code
+from memlens.disk.format import read_json, write_json
 from memlens.errors import CaptureError
 from memlens.events import Category
-from memlens.format import read_json, write_json
 
 Array = npt.NDArray[np.int64]
 

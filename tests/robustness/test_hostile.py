@@ -14,10 +14,10 @@ from tests.support.large import make_capture
 
 import memlens
 from memlens.cli import _exit_code
+from memlens.disk.format import SCHEMAS, codes, read_json, write_json
+from memlens.disk.writer import RankWriter, make_batch
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
-from memlens.format import SCHEMAS, codes, read_json, write_json
-from memlens.writer import RankWriter, make_batch
 
 HEADER: dict[str, Any] = {
     "rank": 0, "world_size": 1, "source": "cpu", "devices": ["cpu"], "started_ns": 1, "trains": True,

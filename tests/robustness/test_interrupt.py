@@ -16,7 +16,7 @@ import pytest
 from tests.support.jobs import STEPS, ours, start_memlens, write_script
 
 import memlens
-from memlens.uninterrupted import uninterrupted
+from memlens.recording.uninterrupted import uninterrupted
 
 
 class Raised(Exception):

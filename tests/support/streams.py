@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.attribution.lifetimes import Lifetimes, pair
+from memlens.disk.format import codes
+from memlens.disk.reader import NameTables
 from memlens.events import Action, Category, Certainty, MarkKind
-from memlens.format import codes
-from memlens.reader import NameTables
 
 __all__ = ["Array", "Mark", "brute_force", "events", "marks", "names", "paired", "tags"]
 

@@ -174,5 +174,5 @@ def _environment() -> dict[str, str]:
 
 
 def _session() -> object:
-    module = sys.modules.get("memlens.session")
+    module = sys.modules.get("memlens.recording.session")
     return None if module is None else module.current_session()

@@ -19,9 +19,9 @@ from tests.support.traces import leftover_hooks
 
 import memlens
 from memlens.capture import RankCapture
+from memlens.disk.format import codes
 from memlens.events import Action, Category
-from memlens.format import codes
-from memlens.session import Session
+from memlens.recording.session import Session
 
 __all__ = [
     "Job",

@@ -172,9 +172,7 @@ def test_cuda_devices_are_named_though_not_recorded_yet(
     assert check.detail == f"{words}; recording CUDA memory comes with a later release"
 
 
-def test_a_missing_compiler_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert look("Python stacks").status is Status.OK
     from memlens.sources import allocator_hook
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memlens.numbering import number_ranks
+from memlens.disk.numbering import number_ranks
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memlens.disk.format import codes
 from memlens.events import Action
-from memlens.format import codes
 
 __all__ = ["Lifetimes", "pair"]
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from memlens.attribution.lifetimes import FOREVER, Lifetimes
 from memlens.attribution.segments import Scope, Segments
+from memlens.disk.format import codes
 from memlens.events import Category, Certainty
-from memlens.format import codes
 
 __all__ = ["Attribution", "attribute"]
 

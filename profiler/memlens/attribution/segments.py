@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.attribution.lifetimes import FOREVER
+from memlens.disk.format import codes
+from memlens.disk.reader import NameTables
 from memlens.events import Category, MarkKind, Phase
-from memlens.format import codes
-from memlens.reader import NameTables
 
 __all__ = ["Scope", "Segments", "segment"]
 

@@ -112,7 +112,7 @@ def command(
         options = replace(options, device=device)
     if options.disabled:
         become(job, dict(os.environ))
-    from memlens.runs import create_run
+    from memlens.disk.runs import create_run
 
     shown = words if module is None else ["-m", module, *words]
     run = create_run(options, command=tuple(shown))

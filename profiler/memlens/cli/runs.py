@@ -40,7 +40,7 @@ def open_run(path: str) -> Capture:
 
 def _runs_in(folder: Path) -> list[Path]:
     """The runs in a folder that is not a run itself, newest first."""
-    from memlens.format import RUN_FILE
+    from memlens.disk.format import RUN_FILE
 
     if not folder.is_dir() or (folder / RUN_FILE).exists():
         return []

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 
-from memlens.format import RANK_FILE
-from memlens.identity import is_loader_worker
+from memlens.disk.format import RANK_FILE
 from memlens.options import Options
-from memlens.session import Session, current_session
+from memlens.recording.identity import is_loader_worker
+from memlens.recording.session import Session, current_session
 
 __all__ = ["Arm", "start_session"]
 

@@ -85,8 +85,8 @@ def _say(error: Exception) -> None:
 
 
 def _start() -> None:
-    from memlens.identity import is_multiprocessing_child
     from memlens.launch.arming import Arm, start_session
+    from memlens.recording.identity import is_multiprocessing_child
 
     run = Path(os.environ[RUN])
     main = os.environ.get(MAIN_PID) == str(os.getpid())

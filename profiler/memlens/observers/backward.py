@@ -12,7 +12,7 @@ import torch
 from memlens import torch_private
 from memlens.events import MarkKind
 from memlens.observers.parameters import Parameters
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["BackwardObserver"]
 

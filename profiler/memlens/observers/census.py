@@ -10,7 +10,7 @@ import torch
 
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
-from memlens.observers.storages import live_tensors
+from memlens.recording.storages import live_tensors
 
 __all__ = ["existing_blocks", "learn_existing_objects"]
 

@@ -11,8 +11,8 @@ import torch
 from memlens import torch_private
 from memlens.events import Category, NameKind
 from memlens.observers.parameters import Parameters
-from memlens.observers.storages import tensors_in
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
+from memlens.recording.storages import tensors_in
 
 __all__ = ["InputObserver"]
 

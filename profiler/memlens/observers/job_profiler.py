@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from memlens import torch_private
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["JobProfilerObserver"]
 

@@ -13,8 +13,8 @@ from torch.nn.modules import module as torch_module
 
 from memlens.events import MarkKind, NameKind
 from memlens.observers.parameters import Parameters
-from memlens.observers.storages import first_tensor
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
+from memlens.recording.storages import first_tensor
 
 __all__ = ["ModuleObserver"]
 

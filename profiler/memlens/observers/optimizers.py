@@ -14,8 +14,8 @@ from torch.optim import optimizer as torch_optimizer
 from memlens import torch_private
 from memlens.events import Category, MarkKind, NameKind
 from memlens.observers.parameters import Parameters
-from memlens.observers.storages import tensors_in
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
+from memlens.recording.storages import tensors_in
 
 __all__ = ["OptimizerObserver"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+from memlens.disk.format import codes
 from memlens.events import Category, NameKind
-from memlens.format import codes
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["Known", "Parameters"]
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from memlens.errors import SourceError
-from memlens.names import Names
+from memlens.recording.names import Names
 from memlens.sources.base import EventBatch
 from memlens.sources.native.build import build_hook
 from memlens.sources.watch import Watch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from memlens.errors import MemlensError, SourceError, UsageError
-from memlens.names import Names
+from memlens.recording.names import Names
 from memlens.sources.allocator_hook import AllocatorHookSource
 from memlens.sources.base import Source
 from memlens.sources.torch_profiler import TorchProfilerSource

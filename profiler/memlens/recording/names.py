@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from memlens.disk.format import codes
 from memlens.events import NameKind
-from memlens.format import codes
 
 __all__ = ["Names"]
 

@@ -11,7 +11,7 @@ import threading
 from contextlib import ExitStack
 from time import time_ns
 
-from memlens.recorder import Recorder
+from memlens.recording.recorder import Recorder
 
 __all__ = ["Heartbeat"]
 

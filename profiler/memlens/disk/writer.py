@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memlens.events import Action, Category, Certainty, MarkKind, NameKind
-from memlens.format import (
+from memlens.disk.format import (
     CHECKSUM_KEY,
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -22,6 +21,7 @@ from memlens.format import (
     batch_checksum,
     write_json,
 )
+from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 
 __all__ = ["RankWriter", "make_batch"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlens.options import Options, parse_steps
-from memlens.session import Session
+from memlens.recording.session import Session
 
 if TYPE_CHECKING:
     import torch

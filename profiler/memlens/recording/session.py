@@ -18,10 +18,9 @@ import torch
 
 from memlens import __version__
 from memlens.adapters import find_adapters
+from memlens.disk.runs import create_run
+from memlens.disk.writer import RankWriter
 from memlens.errors import MemlensError, OutputExistsError, SessionActiveError, UsageError
-from memlens.heartbeat import Heartbeat
-from memlens.identity import find_rank, is_loader_worker, is_multiprocessing_child
-from memlens.names import Names
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.census import existing_blocks, learn_existing_objects
 from memlens.observers.inputs import InputObserver
@@ -30,11 +29,12 @@ from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
 from memlens.observers.parameters import Parameters
 from memlens.options import Options
-from memlens.recorder import Recorder
-from memlens.runs import create_run
+from memlens.recording.heartbeat import Heartbeat
+from memlens.recording.identity import find_rank, is_loader_worker, is_multiprocessing_child
+from memlens.recording.names import Names
+from memlens.recording.recorder import Recorder
+from memlens.recording.uninterrupted import uninterrupted
 from memlens.sources.cpu import make_cpu_source
-from memlens.uninterrupted import uninterrupted
-from memlens.writer import RankWriter
 
 if TYPE_CHECKING:
     from memlens.capture import Capture

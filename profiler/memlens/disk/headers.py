@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, read_json
 from memlens.errors import CaptureError
-from memlens.format import FORMAT_NAME, FORMAT_VERSION, read_json
 
 __all__ = ["MOST", "RANK_FIELDS", "RUN_FIELDS", "one_line", "read_header"]
 

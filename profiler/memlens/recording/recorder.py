@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from memlens.disk.format import codes
+from memlens.disk.writer import RankWriter, make_batch
 from memlens.events import Action, Category, Certainty, MarkKind
-from memlens.format import codes
-from memlens.names import Names
-from memlens.observers.storages import storages
+from memlens.recording.names import Names
+from memlens.recording.storages import storages
+from memlens.recording.uninterrupted import uninterrupted
 from memlens.sources.base import EventBatch, Source
-from memlens.uninterrupted import uninterrupted
-from memlens.writer import RankWriter, make_batch
 
 __all__ = ["Recorder"]
 

@@ -33,7 +33,7 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
         OutputExistsError: it is already there. A capture is never overwritten.
         UsageError: it can not be made.
     """
-    from memlens.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
+    from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
 
     wanted = options.out
     parent = Path(DEFAULT_FOLDER).absolute() if wanted is None else Path(wanted).absolute().parent

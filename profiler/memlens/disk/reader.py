@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memlens.disk.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, batch_checksum, codes
+from memlens.disk.headers import MOST, RANK_FIELDS, one_line, read_header
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
-from memlens.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, batch_checksum, codes
-from memlens.headers import MOST, RANK_FIELDS, one_line, read_header
 
 __all__ = ["NameTables", "RankData", "read_rank"]
 

@@ -1,0 +1,1 @@
+"""The capture on disk: its format, its writer and its reader."""
