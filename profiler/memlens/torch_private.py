@@ -23,8 +23,10 @@ __all__ = [
     "job_profiler_owner",
     "loader_iterator_class",
     "missing_profiler_features",
+    "node_number",
     "optimizer_step_code",
     "profiler_is_running",
+    "storage_pointer",
 ]
 
 _PROFILER_NAMES = (
@@ -164,11 +166,21 @@ def job_profiler_owner() -> tuple[Any, str, str] | None:
     return None
 
 
+def node_number(node: Any) -> int:
+    """Number of an autograd node, which no other node of its thread has."""
+    return int(node._sequence_nr())
+
+
 def optimizer_step_code() -> CodeType | None:
     """Code of what torch wraps around every `Optimizer.step`, and calls hooks from."""
     wrap = getattr(torch.optim.Optimizer, "profile_hook_step", None)
     code = None if wrap is None else getattr(wrap(lambda self: None), "__code__", None)
     return code if isinstance(code, CodeType) else None
+
+
+def storage_pointer(storage: torch.UntypedStorage) -> int:
+    """Address of the C++ object behind a storage."""
+    return int(storage._cdata)
 
 
 def loader_iterator_class() -> type[Any] | None:

@@ -342,6 +342,7 @@ def category_of(
         (27, 29, Category.TEMPORARY),
         (5, 11, Category.INPUT),  # prepared for the forward, and used by it
         (5, 9, Category.TEMPORARY),
+        (5, 10, Category.TEMPORARY),  # gone in the moment in which the forward begins
         (5, None, Category.INPUT),
     ],
 )
@@ -360,6 +361,12 @@ def test_what_existed_before_is_unknown_unless_it_is_declared() -> None:
     rows = [(0, "census", A, 8), (0, "census", B, 8)]
 
     assert category_of(rows, [(1, B, Category.WEIGHT)]) == [Category.UNKNOWN, Category.WEIGHT]
+
+
+def test_nobody_is_said_to_have_allocated_what_existed_before() -> None:
+    lives = paired([(13, "census", A, 8), (13, "alloc", B, 8)], on_ns=[13])
+
+    assert attribute(lives, segmented(STEP), tags([])).module.tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize(

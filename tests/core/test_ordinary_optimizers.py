@@ -235,6 +235,10 @@ def test_lbfgs_calls_the_model_within_its_step(tmp_path: Path) -> None:
     # of differences.
     assert end[Category.OPTIMIZER_STATE] >= 2 * 2 * LAYER
     assert end[Category.OPTIMIZER_STATE] <= (2 + 2 * 3) * 2 * LAYER + 1024
+    # Gradients come and go within a step, at the same addresses: each is known by its name.
+    assert names_at(recorded, "step 2", Category.GRADIENT) == {
+        f"{layer}.{name}" for layer in (0, 1) for name in ("weight", "bias")
+    }
     phases = {step.phase for step in recorded.rank.allocations_at(None, None)}
     assert Phase.OPTIMIZER in phases
     inside = [recorded.outcome.moments[name] for name in ("before step 1", "step 1")]

@@ -73,6 +73,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert line.endswith("read them with: memlens report run")
 
 
+@pytest.mark.slow
 def test_torchrun_passes_the_exit_code_of_a_failed_rank(tmp_path: Path) -> None:
     write_script(tmp_path / "train.py", DISTRIBUTED + "work()\nraise SystemExit(4)")
     words = ("torchrun", "--standalone", "--nproc-per-node", "2", "train.py")
@@ -221,8 +222,10 @@ def test_a_command_that_is_python(tmp_path: Path) -> None:
     [
         "import importlib.util; assert importlib.util.find_spec('torch')",
         "import pkgutil; assert pkgutil.get_loader('torch')" if sys.version_info < (3, 12) else "",
-        "import torch.nn.functional as F",
-        "import importlib; importlib.import_module('torch.utils.data')",
+        pytest.param("import torch.nn.functional as F", marks=pytest.mark.slow),
+        pytest.param(
+            "import importlib; importlib.import_module('torch.utils.data')", marks=pytest.mark.slow
+        ),
         """
 import threading
 thread = threading.Thread(target=__import__, args=("torch",))

@@ -152,7 +152,7 @@ def test_variables_do_what_the_options_do(tmp_path: Path) -> None:
     assert [step.step for step in rank.steps()] == [1]
 
 
-@pytest.mark.parametrize(("value", "records"), [("1", False), ("TRUE", False), ("0", True)])
+@pytest.mark.parametrize(("value", "records"), [("1", False), ("0", True)])
 def test_memlens_disable(value: str, records: bool, tmp_path: Path) -> None:
     script = STEPS + "import os\ntrain(2)\nprint('MEMLENS_RUN' in os.environ)"
     write_script(tmp_path / "train.py", script)

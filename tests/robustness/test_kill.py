@@ -156,7 +156,13 @@ def test_twenty_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [LONG, BUSY_THREAD, MODEL_IN_THE_MAKING], ids=["tensors", "thread", "modules"]
+    "script",
+    [
+        LONG,
+        pytest.param(BUSY_THREAD, marks=pytest.mark.slow),
+        pytest.param(MODEL_IN_THE_MAKING, marks=pytest.mark.slow),
+    ],
+    ids=["tensors", "thread", "modules"],
 )
 def test_kills_where_nothing_drains_but_the_heartbeat(script: str, tmp_path: Path) -> None:
     write_script(tmp_path / "train.py", script)
@@ -181,16 +187,21 @@ def test_kills_at_the_start(tmp_path: Path) -> None:
         process.communicate()
         return run
 
-    opened = 0
+    def opens(run: Path) -> bool:
+        if not list(run.glob("*/*.arrow")):
+            return False
+        [rank] = memlens.load(run).ranks
+        assert not rank.coverage.complete
+        assert rank.coverage.lost_events == 0
+        return True
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for run in pool.map(kill, range(14)):
-            if not list(run.glob("*/*.arrow")):
-                continue
-            opened += 1
-            [rank] = memlens.load(run).ranks
-            assert not rank.coverage.complete
-            assert rank.coverage.lost_events == 0
-    assert opened  # the last ones live long enough
+        opened = sum(map(opens, pool.map(kill, range(14))))
+    number = 14
+    while not opened:  # on a busy machine none has come that far
+        number *= 2
+        assert number < 500
+        opened += opens(kill(number))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
 from memlens.recording.storages import live_tensors
+from memlens.sources.base import Source
 
 __all__ = ["existing_blocks", "learn_existing_objects"]
 
@@ -31,19 +32,12 @@ def learn_existing_objects(modules: ModuleObserver, optimizers: OptimizerObserve
             optimizers.learn(item)
 
 
-def existing_blocks(
-    device_type: str,
-    watch: Callable[[torch.UntypedStorage], None],
-    known: Iterable[torch.Tensor] = (),
-) -> list[tuple[int, int]]:
-    """Find the storages that Python objects hold.
-
-    Memory that the allocator did not hand out (shared, mapped, borrowed from NumPy) is left out:
-    such storages can not be resized.
+def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[tuple[int, int]]:
+    """Find the storages that Python objects hold, and have the source watch for their end.
 
     Args:
-        device_type: of the tensors to look at.
-        watch: called with each storage found, to learn of its free.
+        source: tells which memory is its allocator's; other memory (shared, mapped, borrowed from
+            NumPy) is left out.
         known: tensors to look at in any case. The garbage collector does not show what a job has
             put out of its sight with `gc.freeze()`.
 
@@ -58,14 +52,11 @@ def existing_blocks(
             address, size_bytes = storage.data_ptr(), storage.nbytes()
         except (RuntimeError, NotImplementedError, ValueError):  # sparse, fake, uninitialised
             return
-        if not address or not size_bytes or address in blocks:
-            return
-        if storage.is_shared() or not storage.resizable():
-            return
-        blocks[address] = size_bytes
-        watch(storage)
+        if address and size_bytes and address not in blocks and source.owns(storage):
+            blocks[address] = size_bytes
+            source.watch(storage)
 
-    for tensor in live_tensors(chain(gc.get_objects(), known), device_type):
+    for tensor in live_tensors(chain(gc.get_objects(), known), source.device_type):
         add(tensor)
         # A gradient has no Python object as long as nobody has asked for it.
         if tensor.requires_grad and tensor.is_leaf and tensor.grad is not None:

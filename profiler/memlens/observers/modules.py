@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 
+from memlens import torch_private
 from memlens.events import MarkKind, NameKind
 from memlens.observers.parameters import Parameters
 from memlens.recording.recorder import Recorder
@@ -47,7 +48,7 @@ class ModuleObserver:
         self._prefixes: dict[int, str] = {}
         self._flow_hooks: dict[int, Callable[..., None]] = {}
         self._stack: list[int] = []
-        self._last_output = 0
+        self._last_node = -1
         self.on_root: list[Callable[[torch.nn.Module], None]] = []
         """Called when a call from outside of any module begins."""
 
@@ -125,7 +126,6 @@ class ModuleObserver:
             for call in self.on_root:
                 call(module)
         self._stack.append(number)
-        self._last_output = 0
         self._recorder.mark(MarkKind.MODULE_ENTER, number)
 
     def _exit(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -140,10 +140,12 @@ class ModuleObserver:
         if torch.is_grad_enabled():
             tensor = first_tensor(output)
             node = tensor.grad_fn if tensor is not None else None
-            # A module that returns what the last one inside it has returned: its backward is theirs.
-            if node is not None and id(tensor) != self._last_output:
-                node.register_prehook(self._flow_hook(number))
-            self._last_output = id(tensor)
+            if node is not None:
+                # What returns the last one's result as its own (a Sequential) has no backward of its own.
+                sequence = torch_private.node_number(node)
+                if sequence != self._last_node:
+                    self._last_node = sequence
+                    node.register_prehook(self._flow_hook(number))
         self._recorder.mark(MarkKind.MODULE_EXIT, number, int(node is not None))
 
     def _flow_hook(self, number: int) -> Callable[..., None]:

@@ -276,7 +276,7 @@ class Session:
         recorder.start_source()
         known = [tensor for _, tensor in self._parameters.alive()]
         known += self._optimizer_observer.state_tensors()
-        recorder.add_census(existing_blocks(self._source.device_type, self._source.watch, known))
+        recorder.add_census(existing_blocks(self._source, known))
         self._parameters.retag()
         self._optimizer_observer.retag()
 

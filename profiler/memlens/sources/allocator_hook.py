@@ -25,6 +25,7 @@ from memlens.recording.names import Names
 from memlens.sources.base import EventBatch
 from memlens.sources.native.build import build_hook
 from memlens.sources.watch import Watch
+from memlens.torch_private import storage_pointer
 
 __all__ = ["AllocatorHookSource"]
 
@@ -93,6 +94,10 @@ class AllocatorHookSource:
                 f"cannot follow the CPU allocator that is in place in torch {torch.__version__}; "
                 "MEMLENS_CPU_SOURCE=profiler records by another way"
             )
+
+    def owns(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage's memory comes from the allocator."""
+        return bool(self._library.memlens_owns(ctypes.c_void_p(storage_pointer(storage))))
 
     def watch(self, storage: torch.UntypedStorage) -> None:
         """Report the free of a block from before the session."""

@@ -62,6 +62,9 @@ class Source(Protocol):
     def stop(self) -> EventBatch:
         """Stop recording, and take the events so far."""
 
+    def owns(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage's memory comes from the allocator that this source follows."""
+
     def watch(self, storage: torch.UntypedStorage) -> None:
         """Report the free of a block that was there before `start`."""
 

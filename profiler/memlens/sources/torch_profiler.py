@@ -74,6 +74,14 @@ class TorchProfilerSource:
         self._base_bytes = None
         self._profiler.enable()
 
+    def owns(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage's memory comes from the allocator.
+
+        Borrowed, mapped and shared memory can not be resized. Nor can a tensor's that the job has once
+        looked at as a NumPy array: what the session finds of those is reported as uncovered.
+        """
+        return storage.resizable() and not storage.is_shared()
+
     def watch(self, storage: torch.UntypedStorage) -> None:
         """Report the free of a block from before the session."""
         self._watch.add(storage)

@@ -9,6 +9,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/StorageImpl.h>
 
 #include <chrono>
 #include <cstdint>
@@ -227,6 +228,12 @@ void memlens_stop() {
   if (c10::GetCPUAllocator() == &hook) {
     c10::SetCPUAllocator(base);
   }
+}
+
+// Whether a storage's memory comes from the CPU allocator: else it is borrowed, mapped or shared.
+int memlens_owns(const c10::StorageImpl* storage) {
+  auto deleter = storage->data_ptr().get_deleter();
+  return deleter != nullptr && (deleter == base_deleter || deleter == &release);
 }
 
 // Takes the events so far. They stay valid until the next call.
