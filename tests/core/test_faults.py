@@ -366,6 +366,26 @@ def test_a_fault_at_the_start_leaves_the_job_alone(
         _ = session.capture
 
 
+def test_a_fault_of_an_observer_during_the_start_ends_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def learn(modules: ModuleObserver, optimizers: OptimizerObserver) -> None:
+        modules._recorder.fail("module observer", Injected("on purpose"))
+
+    monkeypatch.setattr("memlens.recording.session.learn_existing_objects", learn)
+    with memlens.profile(out=tmp_path / "run") as session:
+        recorder = session._recorder
+        assert recorder is not None
+        assert not recorder.active
+        assert not recorder.recording
+        nn.Linear(WIDTH, WIDTH)
+
+    assert_reported_once(capfd.readouterr().err)
+    rank = session.capture.ranks[0]
+    assert not rank.coverage.complete
+    assert current_session() is None
+
+
 def test_an_adapter_that_cannot_be_installed_is_told_of(
     plain: tuple[list[float], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

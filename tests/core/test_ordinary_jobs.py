@@ -354,6 +354,42 @@ def test_a_model_half_is_half(tmp_path: Path) -> None:
     assert recorded.at("end")[Category.WEIGHT] == 3 * LAYER
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["inside", "before"])
+def test_a_conversion_that_swaps_tensors(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch refuses to swap a tensor that has a weak reference, from whomever.
+
+    Parameters that are wrapper subclasses (DTensor, quantised weights) are always converted this way.
+    """
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True, raising=True)
+
+    def job(record: Recording) -> Outcome:
+        done = Outcome()
+        model = stack() if before else None
+        with record():
+            model = model or stack()
+            model.double()
+            done.moments["double"] = now()
+            model.float()
+            train(model, done)
+        model.double()  # the session is over, and still there
+        model.float()
+        return done
+
+    recorded = run_both(job, tmp_path)
+
+    assert recorded.at("double") == {Category.WEIGHT: 2 * 3 * LAYER}
+    assert recorded.at("end")[Category.WEIGHT] == 3 * LAYER
+
+
+def test_scripted_modules(tmp_path: Path) -> None:
+    recorded = run_both(simple(lambda: torch.jit.script(stack())), tmp_path)
+
+    assert recorded.at("end")[Category.WEIGHT] == 3 * LAYER
+    assert recorded.at("end")[Category.GRADIENT] == 3 * LAYER
+
+
 def test_a_model_made_without_memory_and_then_given_some(tmp_path: Path) -> None:
     def make() -> nn.Module:
         with torch.device("meta"):

@@ -502,6 +502,32 @@ def test_state_that_hides_in_an_object(tmp_path: Path) -> None:
     }
 
 
+class Bare(torch.optim.Optimizer):
+    """Keeps a tensor, and not a dictionary, for each parameter; and a list that belongs to none."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        state: Any = self.state
+        state.setdefault("norms", [torch.zeros(8), (torch.zeros(8), 3)])
+        for parameter in self.param_groups[0]["params"]:
+            if parameter not in state:
+                state[parameter] = torch.zeros_like(parameter)
+            parameter.sub_(state[parameter].mul_(0.9).add_(parameter.grad), alpha=0.1)
+
+
+def test_state_that_is_no_dictionary(tmp_path: Path) -> None:
+    recorded = run_both(one_model(lambda model: Bare(model.parameters())), tmp_path)
+
+    state = 2 * LAYER + 2 * FLOAT * 8
+    for step in range(3):
+        assert recorded.at(f"step {step}")[Category.OPTIMIZER_STATE] == state
+    names = names_at(recorded, "step 2", Category.OPTIMIZER_STATE)
+    assert {"state of 0.weight", "state of 1.bias", "state.0", "state.1.0"} <= names
+
+
 def test_state_that_is_loaded_from_a_checkpoint(tmp_path: Path) -> None:
     def job(record: Recording) -> Outcome:
         done = Outcome()

@@ -32,6 +32,7 @@ _PATCHED = (
     ("torch.nn.modules.module", "Module.__setattr__"),
     ("torch.nn.modules.module", "Module.__setstate__"),
     ("torch.nn.modules.module", "Module.register_parameter"),
+    ("torch.utils", "swap_tensors"),
     ("torch", "Tensor.backward"),
     ("torch", "Tensor.__setattr__"),
 )

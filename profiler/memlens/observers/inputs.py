@@ -56,9 +56,12 @@ class InputObserver:
             return
         self._roots.add(module)
         hook = self._recorder.hook("input observer", self._tag_arguments)
-        handle = module.register_forward_hook(
-            lambda *args: hook(*args), with_kwargs=True, prepend=True
-        )
+        try:
+            handle = module.register_forward_hook(
+                lambda *args: hook(*args), with_kwargs=True, prepend=True
+            )
+        except RuntimeError:  # a scripted module takes no hooks once it is compiled
+            return
         self._undo.callback(handle.remove)
 
     def _tag_batch(self, batch: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import torch
 
@@ -35,7 +36,7 @@ class Known:
         self, tensor: torch.Tensor, category: Category, name: int, text: str, module: int
     ) -> None:
         self.text = text
-        self.ref = weakref.ref(tensor)
+        self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
         self.category = category
         self.name = name
         self.module = module
@@ -58,6 +59,31 @@ class Parameters:
         self._recorder = recorder
         self._names = recorder.names
         self._known: dict[int, Known] = {}
+
+    def install(self, undo: ExitStack) -> None:
+        """Step aside where torch swaps two tensors, which it refuses if they have weak references.
+
+        `model.to(...)` does so with parameters that are wrapper subclasses, or with all if asked to.
+        """
+        original: Callable[[torch.Tensor, torch.Tensor], None] = torch.utils.swap_tensors
+        tag = self._recorder.hook("parameter observer", self._tag)
+
+        def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
+            found = [(self.find(tensor), tensor) for tensor in (t1, t2)]
+            for known, _ in found:
+                if known is not None:
+                    known.ref = _nothing
+            try:
+                original(t1, t2)
+            finally:
+                for known, tensor in found:
+                    if known is not None:
+                        known.ref = weakref.ref(tensor)
+                        tag(known, tensor)
+
+        torch.utils.swap_tensors = swap_tensors
+        undo.callback(setattr, torch.utils, "swap_tensors", original)
+        undo.callback(self._known.clear)
 
     def learn(
         self, tensor: torch.Tensor, text: str, module: int, category: Category = Category.WEIGHT
@@ -147,6 +173,10 @@ class Parameters:
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None
         self._recorder.tag(tensor, known.category, known.name, module=known.module)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -152,6 +152,7 @@ class Session:
         optimizers.on_step.append(self._on_step)
         self._weights_step = -1
         for observer in (
+            parameters,
             modules,
             BackwardObserver(recorder, parameters),
             optimizers,
