@@ -19,6 +19,7 @@ import torch
 
 __all__ = [
     "MemoryProfiler",
+    "backward_engine_code",
     "backward_engine_owner",
     "job_profiler_owner",
     "loader_iterator_class",
@@ -156,6 +157,13 @@ def backward_engine_owner() -> tuple[Any, str]:
     if hasattr(torch.autograd, "_engine_run_backward"):
         return torch.autograd, "_engine_run_backward"
     return torch.autograd, "backward"
+
+
+def backward_engine_code() -> CodeType | None:
+    """Code of the function within which a thread of Python runs the engine."""
+    owner, name = backward_engine_owner()
+    code = getattr(getattr(owner, name), "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def job_profiler_owner() -> tuple[Any, str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from memlens.events import Category
 from memlens.observers.backward import BackwardObserver
-from memlens.observers.parameters import Parameters
+from memlens.observers.parameters import Parameters, may_read_gradients
 from memlens.recording.names import Names
 from memlens.recording.recorder import Recorder
 
@@ -44,6 +45,12 @@ def notes() -> Notes:
 @pytest.fixture
 def parameters(notes: Notes) -> Parameters:
     return Parameters(cast("Recorder", notes))
+
+
+def learn(parameters: Parameters, weight: nn.Parameter) -> None:
+    """Learn of a parameter that this thread trains."""
+    parameters.learn(weight, "weight", 0)
+    parameters.claim([weight])
 
 
 def test_a_weight_is_tagged_once(notes: Notes, parameters: Parameters) -> None:
@@ -94,7 +101,7 @@ def test_a_weight_in_another_storage_at_the_same_address_is_tagged_again(
 
 def test_a_gradient_is_tagged_once_in_a_step(notes: Notes, parameters: Parameters) -> None:
     weight = nn.Parameter(torch.ones(3))
-    parameters.learn(weight, "weight", 0)
+    learn(parameters, weight)
     notes.take()
     weight.grad = torch.ones(3)
     address = weight.grad.data_ptr()
@@ -109,7 +116,7 @@ def test_a_gradient_is_tagged_once_in_a_step(notes: Notes, parameters: Parameter
 
 def test_a_gradient_that_was_gone_is_tagged_again(notes: Notes, parameters: Parameters) -> None:
     weight = nn.Parameter(torch.ones(3))
-    parameters.learn(weight, "weight", 0)
+    learn(parameters, weight)
     weight.grad = kept = torch.ones(3)
     parameters.tag_gradients()
     notes.take()
@@ -125,7 +132,7 @@ def test_a_gradient_that_was_gone_is_tagged_again(notes: Notes, parameters: Para
 
 def test_a_view_s_storage_is_what_is_tagged(notes: Notes, parameters: Parameters) -> None:
     weight = nn.Parameter(torch.ones(3))
-    parameters.learn(weight, "weight", 0)
+    learn(parameters, weight)
     notes.take()
     flat = torch.zeros(10)
     weight.grad = flat[4:7]
@@ -135,9 +142,59 @@ def test_a_view_s_storage_is_what_is_tagged(notes: Notes, parameters: Parameters
     assert notes.take() == [("gradient", flat.data_ptr())]
 
 
+def test_gradients_of_what_other_threads_train_are_not_looked_at(
+    notes: Notes, parameters: Parameters
+) -> None:
+    """Their engine may be writing them; reading one then has crashed the process."""
+
+    class Untouchable(nn.Parameter):
+        @property
+        def grad(self) -> torch.Tensor:  # type: ignore[override]
+            raise AssertionError("its gradient was looked at")
+
+    other = Untouchable(torch.ones(3))
+    parameters.learn(other, "other", 0)
+    notes.take()
+
+    parameters.tag_gradients()
+    BackwardObserver(cast("Recorder", notes), parameters)._before_gradients()
+    assert notes.take() == []
+    with pytest.raises(AssertionError, match="looked at"):
+        parameters.tag_gradients(of_all=True)
+    parameters.claim([other])
+    with pytest.raises(AssertionError, match="looked at"):
+        parameters.tag_gradients()
+
+
+def test_a_backward_of_another_thread_is_noticed() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    class Waiting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+            inside.set()
+            done.wait()
+            return gradients[0]
+
+    apply: Any = Waiting.apply
+    loss = apply(torch.ones(1, requires_grad=True)).sum()
+    thread = threading.Thread(target=loss.backward)
+    assert may_read_gradients()
+    thread.start()
+    inside.wait()
+    assert not may_read_gradients()
+    done.set()
+    thread.join()
+    assert may_read_gradients()
+
+
 def test_what_is_gone_is_forgotten(notes: Notes, parameters: Parameters) -> None:
     weight, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    parameters.learn(weight, "weight", 0)
+    learn(parameters, weight)
     parameters.learn(other, "other", 0)
     del weight
 
@@ -151,7 +208,7 @@ def test_a_backward_begins_by_seeing_which_gradients_are_gone(
     """They come back within the step, and may get the same addresses."""
     observer = BackwardObserver(cast("Recorder", notes), parameters)
     weight = nn.Parameter(torch.ones(3))
-    parameters.learn(weight, "weight", 0)
+    learn(parameters, weight)
     weight.grad = kept = torch.ones(3)
     parameters.tag_gradients()
     notes.take()

@@ -190,10 +190,11 @@ def test_work_of_other_threads_has_no_meaning_and_does_no_harm(tmp_path: Path) -
     """The session is this thread's; a model that another one trains is counted, and not named."""
     other = Job()
     error: list[BaseException] = []
+    done = threading.Event()
 
     def work() -> None:
         try:
-            for _ in range(20):
+            while not done.is_set():
                 other.step()
         except BaseException as caught:
             error.append(caught)
@@ -202,8 +203,9 @@ def test_work_of_other_threads_has_no_meaning_and_does_no_harm(tmp_path: Path) -
         job = Job()
         thread = threading.Thread(target=work)
         thread.start()
-        for _ in range(20):
+        for _ in range(200):
             job.step()
+        done.set()
         thread.join()
         end = now()
     rank = session.capture.ranks[0]
@@ -211,7 +213,7 @@ def test_work_of_other_threads_has_no_meaning_and_does_no_harm(tmp_path: Path) -
     assert error == []
     assert rank.coverage.complete
     assert_adds_up(rank)
-    assert [step.step for step in rank.steps()] == list(range(20))
+    assert [step.step for step in rank.steps()] == list(range(200))
     ours = {block.name for block in alive(rank, end, Category.OPTIMIZER_STATE)}
     assert "exp_avg of 0.weight" in ours
 

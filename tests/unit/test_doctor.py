@@ -72,11 +72,19 @@ def test_what_is_missing_comes_with_the_command_to_get_it(monkeypatch: pytest.Mo
     assert not can_record_cpu(examine())
 
 
-def test_a_folder_of_the_same_name_does_not_pass_for_a_library(surroundings: Path) -> None:
+def test_a_folder_of_the_same_name_does_not_pass_for_a_library(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (surroundings / "deepspeed").mkdir()
     (surroundings / "deepspeed" / "__init__.py").write_text("__version__ = '9'")
-    with pytest.raises(metadata.PackageNotFoundError):
-        metadata.version("deepspeed")
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "deepspeed":  # whether or not this environment has it
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
     assert look("deepspeed").status is Status.MISSING
 
 

@@ -69,6 +69,8 @@ class BackwardObserver:
     def _before_gradients(self) -> None:
         """See which gradients are gone, and look at others before hooks of the job may free them."""
         for known, tensor in self._parameters.alive():
+            if not known.ours:
+                continue
             if known.grad_address and tensor.grad is None:
                 known.grad_address = 0  # zeroed since the last backward; the address may come back
             hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)

@@ -10,6 +10,7 @@ import torch
 
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
+from memlens.observers.parameters import may_read_gradients
 from memlens.recording.storages import live_tensors
 from memlens.sources.base import Source
 
@@ -59,6 +60,8 @@ def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[
     for tensor in live_tensors(chain(gc.get_objects(), known), source.device_type):
         add(tensor)
         # A gradient has no Python object as long as nobody has asked for it.
-        if tensor.requires_grad and tensor.is_leaf and tensor.grad is not None:
-            add(tensor.grad)
+        if tensor.requires_grad and tensor.is_leaf and may_read_gradients():
+            gradient = tensor.grad
+            if gradient is not None:
+                add(gradient)
     return list(blocks.items())

@@ -45,6 +45,7 @@ class ModuleObserver:
             weakref.WeakKeyDictionary()
         )
         self._named: set[int] = set()
+        self._called: set[int] = set()
         self._prefixes: dict[int, str] = {}
         self._flow_hooks: dict[int, Callable[..., None]] = {}
         self._stack: list[int] = []
@@ -121,6 +122,9 @@ class ModuleObserver:
         if number not in self._named:
             self._name_tree(self._top(module))
             self._named.add(number)  # also if it has left the tree that it was part of
+        if number not in self._called:
+            self._called.add(number)
+            self._parameters.claim(module.parameters())
         if not self._stack:
             self._recorder.evidence()
             for call in self.on_root:
@@ -186,7 +190,8 @@ class ModuleObserver:
             if number is None:
                 number = self._learn(module)
             # Its place in the model is not known yet; `_name_tree` says the qualified name later.
-            self._parameters.learn(tensor, f"{type(module).__name__}.{name}", number)
+            known = self._parameters.learn(tensor, f"{type(module).__name__}.{name}", number)
+            known.ours = known.ours or number in self._called
 
     # -- names ---------------------------------------------------------------------------------
 

@@ -100,6 +100,8 @@ class OptimizerObserver:
             # State from before: made by the constructor (Adagrad), or loaded from a checkpoint.
             self._seen.add(scope)
             self._learn_parameters(optimizer)
+            for group in optimizer.param_groups:
+                self._parameters.claim(group["params"])
             self._tag_state(optimizer)
         # Gradients that the job has put there since the backward (of master weights; unscaled ones).
         self._parameters.tag_gradients()

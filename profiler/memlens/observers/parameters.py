@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from types import FrameType
 
 import torch
 
+from memlens import torch_private
 from memlens.disk.format import codes
 from memlens.events import Category, NameKind
 from memlens.recording.recorder import Recorder
 
-__all__ = ["Known", "Parameters"]
+__all__ = ["Known", "Parameters", "may_read_gradients"]
 
 _GRADIENT = codes(Category)["gradient"]
+_ENGINE_CODE = torch_private.backward_engine_code()
 
 
 class Known:
@@ -26,6 +31,7 @@ class Known:
         "grad_address",
         "module",
         "name",
+        "ours",
         "ref",
         "storage",
         "text",
@@ -43,6 +49,8 @@ class Known:
         self.address = 0
         self.storage: weakref.ref[torch.UntypedStorage] | None = None
         """What was tagged at that address; gone if the address has been given out again since."""
+        self.ours = False
+        """The session's thread trains it; the gradients of others are not looked at in each step."""
         self.grad_address = 0
         self.watched = False
         """A hook of ours looks at its gradient as soon as it is there."""
@@ -114,18 +122,31 @@ class Parameters:
         for known, tensor in self.alive():
             self._tag(known, tensor)
 
+    def claim(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note that the session's thread trains these."""
+        for tensor in tensors:
+            known = self.find(tensor)
+            if known is not None:
+                known.ours = True
+
     def retag(self) -> None:
         """Recording begins (again): what was tagged before it counts no more."""
         for known in self._known.values():
             known.address = known.grad_address = 0
         self.tag_weights()
-        self.tag_gradients()
+        self.tag_gradients(of_all=True)
 
-    def tag_gradients(self) -> None:
-        """Tag `.grad` of every parameter, unless this step has seen it at that address."""
+    def tag_gradients(self, *, of_all: bool = False) -> None:
+        """Tag `.grad` of every parameter of ours, unless this step has seen it at that address.
+
+        Args:
+            of_all: also of parameters that other threads may train, if they do not right now.
+        """
         recorder = self._recorder
         device_type = recorder.source.device_type
         for known, tensor in self.alive():
+            if not (known.ours or (of_all and may_read_gradients())):
+                continue
             # Torch warns whoever asks a buffer that was computed from parameters for its gradient.
             grad = tensor.grad if tensor.requires_grad and tensor.is_leaf else None
             if grad is None:
@@ -173,6 +194,23 @@ class Parameters:
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None
         self._recorder.tag(tensor, known.category, known.name, module=known.module)
+
+
+def may_read_gradients() -> bool:
+    """Whether no other thread runs the autograd engine right now.
+
+    The engine writes gradients without the GIL: to read one meanwhile could crash the process.
+    """
+    frames = sys._current_frames()
+    # A frame that holds itself would keep what the job's functions hold until the next collection.
+    del frames[threading.get_ident()]
+    for innermost in frames.values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code is _ENGINE_CODE:
+                return False
+            frame = frame.f_back
+    return True
 
 
 def _nothing() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from time import time_ns
 from typing import Any
 
@@ -209,26 +209,33 @@ class Recorder:
 
     def drain(self) -> None:
         """Take what the source has and write everything there is."""
-        with uninterrupted():
-            self._busy = True
+        with uninterrupted(), self._at_work():
             try:
                 self._store(self.source.drain())
                 if self._held_rows > MOST_HELD_ROWS and self.on_evidence is not None:
                     self.on_evidence(True)
             except Exception as error:
                 self.fail(f"the {self.source.name} source", error)
-            finally:
-                self._busy = False
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """No heartbeat drains in between: half of a batch may be on its way."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
 
     def add_census(self, blocks: list[tuple[int, int]]) -> None:
         """Add blocks (address, bytes) that were there when the source began to record."""
-        self._emit_events(
-            [self._on_ns] * len(blocks),
-            [_CENSUS] * len(blocks),
-            [block[0] for block in blocks],
-            [block[1] for block in blocks],
-            None,
-        )
+        with self._at_work():
+            self._emit_events(
+                [self._on_ns] * len(blocks),
+                [_CENSUS] * len(blocks),
+                [block[0] for block in blocks],
+                [block[1] for block in blocks],
+                None,
+            )
 
     def _store(self, batch: EventBatch) -> None:
         count = len(batch.time_ns)
@@ -238,11 +245,8 @@ class Recorder:
                 (batch.time_ns[-1], _MARK["allocator_total"], -1, batch.allocator_total_bytes)
             )
         self._emit_rows("names", self.names.pending)
-        self.names.pending = []
         self._emit_rows("marks", self._marks)
-        self._marks = []
         self._emit_rows("tags", self._tags)
-        self._tags = []
         if count:
             size = np.array(batch.size_bytes, np.int64)
             action = np.where(size < 0, _FREE, _ALLOC).astype(np.int8)
@@ -277,7 +281,10 @@ class Recorder:
 
     def _emit_rows(self, table: str, rows: list[Any]) -> None:
         if rows:
-            self._emit(table, make_batch(table, list(zip(*rows, strict=True))))
+            count = len(rows)
+            self._emit(table, make_batch(table, list(zip(*rows[:count], strict=True))))
+            # Emptied in place: a heartbeat may come while somebody is about to append to this list.
+            del rows[:count]
 
     def _emit(self, table: str, batch: pa.RecordBatch) -> None:
         if self._writer is None:
@@ -295,11 +302,12 @@ class Recorder:
 
     def open(self, writer: RankWriter) -> None:
         """Write to `writer` from here on, and first what was held back so far."""
-        self._writer = writer
-        self.on_evidence = None
-        held, self._held, self._held_rows = self._held, [], 0
-        for table, batch in held:
-            writer.write(table, batch)
+        with self._at_work():
+            self._writer = writer
+            self.on_evidence = None
+            held, self._held, self._held_rows = self._held, [], 0
+            for table, batch in held:
+                writer.write(table, batch)
 
     def update_header(self, **changes: Any) -> None:
         """Change what the rank's header says."""

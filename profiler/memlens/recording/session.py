@@ -278,8 +278,8 @@ class Session:
         known = [tensor for _, tensor in self._parameters.alive()]
         known += self._optimizer_observer.state_tensors()
         recorder.add_census(existing_blocks(self._source, known))
+        self._optimizer_observer.retag()  # first: it may know of more parameters
         self._parameters.retag()
-        self._optimizer_observer.retag()
 
     def _fall_asleep(self) -> None:
         """Record no more. Hooks stay until `stop`: torch may be in a loop over them right now."""

@@ -34,7 +34,8 @@ class Watch:
 
     def take(self) -> list[tuple[int, int, int]]:
         """(time, address, bytes) of those that are gone since the last call."""
-        freed, self._freed = self._freed, []
+        freed = self._freed[:]
+        del self._freed[: len(freed)]  # in place: somebody may be about to append to this list
         return freed
 
     def clear(self) -> None:
