@@ -1,0 +1,1 @@
+"""One job under several optimizers, side by side."""

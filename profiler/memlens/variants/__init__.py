@@ -1,0 +1,1 @@
+"""Another optimizer in the place of the one that a job constructs."""
