@@ -27,7 +27,10 @@ class BackwardObserver:
         self._recorder = recorder
         self._parameters = parameters
         self._depth = 0
+        self._runs = 0
         self._early = ExitStack()
+        self.on_exit: list[Callable[[], None]] = []
+        """Called after the outermost backward."""
 
     def install(self, undo: ExitStack) -> None:
         """Wrap the one function through which Python starts the engine."""
@@ -56,6 +59,8 @@ class BackwardObserver:
     def _enter(self) -> None:
         self._depth += 1
         if self._depth == 1:
+            self._runs += 1
+            self._recorder.backward = self._runs
             self._recorder.evidence()
             self._before_gradients()
         self._recorder.mark(MarkKind.BACKWARD_ENTER)
@@ -63,8 +68,12 @@ class BackwardObserver:
     def _leave(self) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
+            self._recorder.backward = 0
             self._parameters.tag_gradients()
         self._recorder.mark(MarkKind.BACKWARD_EXIT)
+        if self._depth == 0:
+            for call in self.on_exit:
+                call()
 
     def _before_gradients(self) -> None:
         """See which gradients are gone, and look at others before hooks of the job may free them."""

@@ -25,6 +25,7 @@ class OptimizerObserver:
 
     A training step ends when all optimizers of the job have stepped once; which ones belong to it
     is learned from the steps before. One that steps twice in a row ends the step between the two.
+    Those that step within backward (layer by layer, as gradients come) end it with the backward.
     """
 
     def __init__(self, recorder: Recorder, parameters: Parameters) -> None:
@@ -38,8 +39,11 @@ class OptimizerObserver:
             torch.optim.Optimizer, dict[tuple[int, str], int]
         ] = weakref.WeakKeyDictionary()
         self._seen: set[int] = set()
-        self._stepped: set[int] = set()
+        self._stepped: dict[int, int] = {}
+        """Which optimizers have stepped since the last training step, within which backward (or 0)."""
         self._expected: set[int] = set()
+        self._overdue = False
+        """One has stepped twice in a row, so the step between the two is over."""
         self.step = 0
         self.on_step: list[Callable[[int], None]] = []
         """Called with the number of the step that begins."""
@@ -93,9 +97,12 @@ class OptimizerObserver:
             self._depth = _open_steps()
         if self._depth > 1:  # one optimizer within another: a wrapper, not a step of its own
             return
-        if scope in self._stepped:
+        backward = self._recorder.backward
+        before = self._stepped.get(scope)
+        if before is not None and not (backward and before == backward):
             self._expected = set(self._stepped)
-            self._end_step()
+            self._overdue = True
+            self._end_if_complete()
         if scope not in self._seen:
             # State from before: made by the constructor (Adagrad), or loaded from a checkpoint.
             self._seen.add(scope)
@@ -103,8 +110,9 @@ class OptimizerObserver:
             for group in optimizer.param_groups:
                 self._parameters.claim(group["params"])
             self._tag_state(optimizer)
-        # Gradients that the job has put there since the backward (of master weights; unscaled ones).
-        self._parameters.tag_gradients()
+        if not backward:
+            # Gradients that the job has put there since (of master weights; unscaled ones).
+            self._parameters.tag_gradients()
         self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -114,9 +122,17 @@ class OptimizerObserver:
         scope = self.learn(optimizer)
         self._tag_state(optimizer)
         self._recorder.mark(MarkKind.OPTIMIZER_EXIT, scope)
-        self._stepped.add(scope)
-        alive = set(self._scopes.values())
-        if self._stepped >= self._expected & alive:
+        self._stepped[scope] = self._recorder.backward
+        self._end_if_complete()
+
+    def after_backward(self) -> None:
+        """Optimizers that step within backward may have ended a training step."""
+        if self._stepped:
+            self._end_if_complete()
+
+    def _end_if_complete(self) -> None:
+        complete = set(self._stepped) >= self._expected & set(self._scopes.values())
+        if (complete or self._overdue) and not self._recorder.backward:
             self._end_step()
 
     def state_tensors(self) -> Iterator[torch.Tensor]:
@@ -135,6 +151,7 @@ class OptimizerObserver:
 
     def _end_step(self) -> None:
         self._stepped.clear()
+        self._overdue = False
         self.step += 1
         self._parameters.forget_gradients()
         self._recorder.mark(MarkKind.STEP, value=self.step)
@@ -167,7 +184,13 @@ class OptimizerObserver:
         """Tag what `optimizer.state` holds and was not seen at that address before."""
         # Of this optimizer alone: parameters of a later one may get the ids and addresses of its own.
         tagged = self._tagged.setdefault(optimizer, {})
-        for owner, state in list(optimizer.state.items()):
+        states = optimizer.state
+        owners: Any = list(states)
+        if self._recorder.backward:  # of one layer, and called for each
+            mine = [owner for group in optimizer.param_groups for owner in group["params"]]
+            owners = [owner for owner in mine if owner in states]
+        for owner in owners:
+            state = states[owner]
             if not isinstance(state, dict):
                 self._tag_deep(owner, "state", state)
                 continue

@@ -61,6 +61,8 @@ class Recorder:
         """The source records."""
         self.trains = False
         """A module was called, a backward ran or an optimizer was made."""
+        self.backward = 0
+        """Number of the backward that this thread is in; 0 outside."""
         self.paused = 0
         """Above 0 inside the autograd engine, where not every source can be drained or stopped."""
         self.thread = threading.get_ident()

@@ -150,11 +150,13 @@ class Session:
         inputs = InputObserver(recorder, parameters)
         modules.on_root += [inputs.on_root, self._on_root]
         optimizers.on_step.append(self._on_step)
+        backward = BackwardObserver(recorder, parameters)
+        backward.on_exit.append(optimizers.after_backward)
         self._weights_step = -1
         for observer in (
             parameters,
             modules,
-            BackwardObserver(recorder, parameters),
+            backward,
             optimizers,
             inputs,
             Heartbeat(recorder),
