@@ -18,11 +18,13 @@ __all__ = [
     "Capture",
     "Category",
     "Certainty",
+    "Comparison",
     "MemlensError",
     "Phase",
     "RankCapture",
     "Session",
     "__version__",
+    "compare",
     "load",
     "profile",
 ]
@@ -31,16 +33,20 @@ _HOMES = {
     "Capture": "memlens.capture",
     "Category": "memlens.events",
     "Certainty": "memlens.events",
+    "Comparison": "memlens.comparing.results",
     "MemlensError": "memlens.errors",
     "Phase": "memlens.events",
     "RankCapture": "memlens.capture",
     "Session": "memlens.recording.session",
+    "compare": "memlens.comparing.compare",
     "load": "memlens.capture",
     "profile": "memlens.recording.profile",
 }
 
 if TYPE_CHECKING:
     from memlens.capture import Capture, RankCapture, load
+    from memlens.comparing.compare import compare
+    from memlens.comparing.results import Comparison
     from memlens.errors import MemlensError
     from memlens.events import Category, Certainty, Phase
     from memlens.recording.profile import profile

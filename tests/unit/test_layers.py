@@ -17,14 +17,16 @@ INTEGRATIONS = Path(memlens_integrations.__file__).parent
 
 LAYERS = (
     {"__init__", "errors", "events", "palette", "units"},
-    {"answers", "options", "torch_private"},
+    {"answers", "options", "torch_private", "catalogue", "models", "optim"},
     {"disk"},
     {"attribution"},
     {"analysis"},
     {"capture"},
     {"recording", "sources", "observers", "adapters"},
+    {"variants"},
     {"launch", "report"},
     {"exporters", "doctor"},
+    {"comparing"},
     {"cli", "__main__"},
 )
 """A part may import from its own layer and from those above it in this list."""

@@ -22,6 +22,14 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS: dict[str, Entry] = {
     "run": Entry("memlens.cli.run:command", "Profile a training job; the script is unchanged."),
     "report": Entry("memlens.cli.report:command", "Print what a run used its memory for."),
+    "compare": Entry("memlens.cli.compare:command", "Run a job under several optimizers."),
+    "diff": Entry(
+        "memlens.cli.diff:command", "Compare two runs, down to module and allocation site."
+    ),
+    "optimizers": Entry("memlens.cli.optimizers:command", "List the optimizers, and what they cost."),
+    "estimate": Entry(
+        "memlens.cli.estimate:command", "Say in an instant about how much memory a model needs."
+    ),
     "export": Entry("memlens.cli.export:command", "Write a run for another tool (TensorBoard)."),
     "doctor": Entry("memlens.cli.doctor:command", "Say what can be recorded here, and what not."),
 }

@@ -58,7 +58,7 @@ class Result:
     run: str = ""
     """Folder of its capture, for `memlens report` and `memlens diff`; empty: there is none."""
     replaced: tuple[str, ...] = ()
-    """Classes of the optimizers that the job constructed, and that gave way."""
+    """Classes of the optimizers that the job constructed, each once."""
     notes: tuple[str, ...] = ()
     """What to know when reading its figures (state left unquantised, and the like)."""
     reused: bool = False

@@ -37,6 +37,7 @@ class MasterWeights(torch.optim.Optimizer):
             for group in self.param_groups
         ]
         self.optimizer = make(copies)
+        self.defaults.update(self.optimizer.defaults)
         for mine, theirs in zip(self.param_groups, self.optimizer.param_groups, strict=True):
             mine.update({name: value for name, value in theirs.items() if name != "params"})
 

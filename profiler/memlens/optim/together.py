@@ -32,7 +32,7 @@ class Together(torch.optim.Optimizer):
         self.optimizers = optimizers
         # The base class makes groups of its own, and sees that no parameter is in two.
         params = [{"params": group["params"]} for each in optimizers for group in each.param_groups]
-        super().__init__(params, {})
+        super().__init__(params, dict(optimizers[0].defaults))
         self._link()
 
     def _link(self) -> None:

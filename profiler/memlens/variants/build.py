@@ -14,18 +14,9 @@ from memlens.errors import MissingDependencyError, UsageError
 from memlens.variants.precision import cast_models
 from memlens.variants.request import Request
 
-__all__ = ["build", "check_installed"]
+__all__ = ["build"]
 
 _COMMON = ("lr", "lr_scale")
-
-
-def check_installed(row: Row) -> None:
-    """See that the row's library is there.
-
-    Raises:
-        MissingDependencyError: it is not; the text names the line that installs it.
-    """
-    _home(row)
 
 
 def build(variant: Variant, asked: Request) -> torch.optim.Optimizer:

@@ -1,0 +1,218 @@
+"""`memlens compare`: one job under several optimizers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from memlens.catalogue.variant import Variant
+    from memlens.comparing.job import ComparedJob
+
+__all__ = ["command", "split_names"]
+
+DEFAULT = ("adamw", "adamw-fused", "adamw-r", "adamw8bit", "adafactor", "lion")
+"""What is tried when nobody says what."""
+
+_MODEL_JOB = "memlens.models.job"
+
+
+class _CompareCommand(click.Command):
+    """Takes its own options wherever they stand, and leaves all other words to the job."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        literal: list[str] | None = None
+        if "--" in args:
+            position = args.index("--")
+            args, literal = args[:position], args[position + 1 :]
+        ctx.meta["memlens.literal"] = literal
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_CompareCommand,
+    name="compare",
+    context_settings={"ignore_unknown_options": True},
+    options_metavar="[OPTIONS] SCRIPT | -m MODULE | --model NAME | -- COMMAND  [ARGUMENTS]...",
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
+@click.option(
+    "--optimizer",
+    "optimizers",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,…]",
+    help="What to try; several times, or with commas. `memlens optimizers` lists the names; as-is is "
+    f"the job's own.  [default: {','.join(DEFAULT)}]",
+)
+@click.option("--baseline", help="What the others are measured against.  [default: the first]")
+@click.option(
+    "--no-retain-grad",
+    is_flag=True,
+    help="Update layer by layer within backward, with every optimizer that can. For one alone: "
+    "NAME+no-retain-grad.",
+)
+@click.option(
+    "--model",
+    help="A built-in job instead of a script: train a model of this shape on random data. Further "
+    "words are its own: --batch 1x256 --dtype bf16 --steps 5 --lr 1e-3 --seed 0 --checkpointing.",
+)
+@click.option(
+    "--capacity",
+    "capacities",
+    multiple=True,
+    metavar='SIZE[:"LABEL"]',
+    help='A line in the chart: 24GB:"RTX 4090".',
+)
+@click.option("--rollup", is_flag=True, help="Show the five names of the published charts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for captures, table and charts; results in it are used again.  "
+    "[default: memlens-runs/compare-<name>]",
+)
+@click.option("--fresh", is_flag=True, help="Run all anew, also what an earlier call has found.")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write hyperparameters, losses and the chart for TensorBoard, too.",
+)
+@click.option(
+    "--stacks/--no-stacks", default=True, help="Record the Python stack of each allocation."
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    words: tuple[str, ...],
+    optimizers: tuple[str, ...],
+    baseline: str | None,
+    no_retain_grad: bool,
+    model: str | None,
+    capacities: tuple[str, ...],
+    rollup: bool,
+    as_json: bool,
+    out: Path | None,
+    fresh: bool,
+    tensorboard: Path | None,
+    stacks: bool,
+) -> int:
+    r"""Run a job once per optimizer, each in a process of its own, side by side.
+
+    \b
+    memlens compare train.py --lr 1e-3 --optimizer adamw,adamw8bit,adamw-r
+    memlens compare --model llama-60m --batch 1x256 --optimizer adamw --optimizer lion
+    memlens compare --optimizer adamw,adafactor -- torchrun --nproc-per-node 2 train.py
+
+    The script is unchanged: whatever optimizer it constructs is replaced. Options of ours may stand
+    before or after its name; words behind `--` are the job's alone.
+    """
+    from memlens.comparing.capacity import parse_capacity
+    from memlens.comparing.compare import compare_trials, trials_of
+    from memlens.comparing.progress import make_progress
+    from memlens.comparing.write import write_all
+    from memlens.disk.runs import DEFAULT_FOLDER
+
+    limits = tuple(parse_capacity(text) for text in capacities)
+    variants = _variants(optimizers or DEFAULT, baseline, no_retain_grad)
+    job = _job(words, ctx.meta["memlens.literal"], model)
+    trials = trials_of(job, variants)
+    names = [trial.name for trial in trials]
+    folder = (out or Path(DEFAULT_FOLDER, f"compare-{job.name}")).absolute()
+    with make_progress(len(trials)) as progress:
+        comparison = compare_trials(
+            trials,
+            baseline=baseline if baseline in names else names[0],
+            shown=job.shown,
+            folder=folder,
+            options=() if stacks else ("--no-stacks",),
+            fresh=fresh,
+            progress=progress,
+        )
+    written = write_all(comparison, folder, rollup=rollup, capacities=limits)
+    if tensorboard is not None:
+        from memlens.comparing.outputs.tensorboard import write_tensorboard
+
+        written.append(write_tensorboard(comparison, tensorboard))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(comparison.to_json(), indent=2))
+    else:
+        from memlens.comparing.outputs.table import print_comparison
+        from memlens.report.terminal import make_console
+
+        print_comparison(comparison, make_console(), rollup=rollup, capacities=limits)
+        for path in written:
+            click.echo(f"wrote {path}")
+    return 0 if any(result.peak for result in comparison.results) else 1
+
+
+def split_names(texts: tuple[str, ...] | list[str]) -> list[str]:
+    """Split `a,b:x=1,y=2,c` into `a`, `b:x=1,y=2` and `c`."""
+    names: list[str] = []
+    for text in texts:
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            is_option = names and ":" in names[-1] and ":" not in item and "=" in item
+            if is_option:
+                names[-1] += f",{item}"
+            else:
+                names.append(item)
+    return names
+
+
+def _variants(texts: Any, baseline: str | None, no_retain_grad: bool) -> list[Variant]:
+    from memlens.catalogue.variant import parse_variant
+
+    names = split_names(texts)
+    variants = [parse_variant(name, no_retain_grad=no_retain_grad) for name in names]
+    if baseline is not None and baseline not in [each.name for each in variants]:
+        variants.insert(0, parse_variant(baseline))
+    return variants
+
+
+def _job(words: tuple[str, ...], literal: list[str] | None, model: str | None) -> ComparedJob:
+    from memlens.comparing.job import ComparedJob
+    from memlens.launch.command import parse_job
+
+    if model is not None:
+        if literal:
+            raise click.UsageError("--model is a job of its own; there is no command to run")
+        from memlens.models.table import find_model
+
+        find_model(model)
+        own = ("-m", _MODEL_JOB, "--model", model, *words)
+        shown = " ".join(("--model", model, *words))
+        return ComparedJob(own, _plain_name("-".join((model, *words))), shown)
+    if literal is not None and not words:
+        parse_job(literal, module=None, literal=True)
+        shown = " ".join(literal)
+        files = tuple(
+            path for word in literal if (path := Path(word)).suffix == ".py" and path.is_file()
+        )
+        return ComparedJob(("--", *literal), _plain_name(_script(literal)), shown, files)
+    everything = [*words, *(literal or [])]
+    if everything[:1] == ["-m"]:
+        if len(everything) < 2:
+            raise click.UsageError("-m needs the name of a module")
+        name = everything[1].rpartition(".")[2]
+        return ComparedJob(tuple(everything), _plain_name(name), " ".join(everything))
+    if everything and everything[0].startswith("-"):
+        raise click.UsageError(
+            f"no such option: {everything[0]} (options of the job stand behind its script)"
+        )
+    parse_job(everything, module=None, literal=False)
+    script = Path(everything[0])
+    files = (script,) if script.is_file() else ()
+    return ComparedJob(tuple(everything), _plain_name(script.stem), " ".join(everything), files)
+
+
+def _script(words: list[str]) -> str:
+    return next((Path(word).stem for word in words if word.endswith(".py")), Path(words[0]).name)
+
+
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")[:60] or "job"

@@ -1,0 +1,54 @@
+"""The job to compare: how to start it, and by what to know it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memlens import __version__
+from memlens.catalogue.installed import libraries_of, version_of
+from memlens.catalogue.variant import Variant
+
+__all__ = ["ComparedJob", "fingerprint"]
+
+
+@dataclass(frozen=True)
+class ComparedJob:
+    """One job, started once per variant."""
+
+    words: tuple[str, ...]
+    """What stands behind `memlens run`: a script, `-m` and a module, or `--` and a command."""
+    name: str
+    """Names its folder."""
+    shown: str
+    """What to call it in tables."""
+    files: tuple[Path, ...] = ()
+    """Results are used again only as long as these are the same."""
+    content: str = ""
+    """The same, for what is not in a file."""
+
+
+def fingerprint(job: ComparedJob, variant: Variant | None, options: Sequence[str]) -> str:
+    """What a result depends on, as far as that can be seen: a short text to know it again.
+
+    The job's words and files (not the modules that they import), its folder, the variant, the options
+    of the recording, and the versions of Python, torch, memlens and of the optimizer's library.
+    """
+    extra = variant.row.extra if variant is not None and variant.row is not None else ""
+    facts: dict[str, object] = {
+        "words": job.words,
+        "folder": os.getcwd(),
+        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in job.files],
+        "content": job.content,
+        "variant": variant and variant.name,
+        "options": list(options),
+        "python": platform.python_version(),
+        "memlens": __version__,
+        "libraries": {name: version_of(name) for name in ("torch", *libraries_of(extra))},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,172 @@
+"""Running a job under one variant, in a process of its own, and reading what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlens.comparing.job import ComparedJob
+from memlens.comparing.results import PeakResult, Result, Status
+from memlens.errors import CaptureError
+from memlens.launch.environment import VARIANT, VARIANT_OUT
+
+if TYPE_CHECKING:
+    from memlens.capture import Capture
+
+__all__ = ["run_trial"]
+
+POLL_S = 0.1
+_OURS = re.compile(r"(?:\[rank\d+\]: *)?memlens\.errors\.(\w+): (.+)")
+_ERROR = re.compile(
+    r"(?:\[rank\d+\]: *)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(.*)"
+)
+
+
+def run_trial(
+    job: ComparedJob,
+    name: str,
+    stand_in: str | None,
+    folder: Path,
+    options: Sequence[str],
+    tell: Callable[[str], None],
+) -> Result:
+    """Run a job to its end.
+
+    Args:
+        job: what to run.
+        name: of the variant.
+        stand_in: what takes the place of the job's optimizer, for `parse_variant`; None: nothing,
+            the job is compared as it stands.
+        folder: new and empty; gets the capture, the job's output, and its notes.
+        options: for `memlens run`.
+        tell: called with the last line of the job's output, every now and then.
+    """
+    run = folder / "run"
+    words = [sys.executable, "-m", "memlens", "run", "--out", str(run), *options, *job.words]
+    environment = {**os.environ, VARIANT: stand_in or "as-is", VARIANT_OUT: str(folder)}
+    output, errors = folder / "output.txt", folder / "errors.txt"
+    with output.open("wb") as out, errors.open("wb") as err:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            start_new_session=True,  # so that all of it can be stopped
+        )
+        try:
+            while process.poll() is None:
+                tell(_last_line(output))
+                time.sleep(POLL_S)
+        except BaseException:
+            _stop(process)
+            raise
+    return _result(name, stand_in, folder, run, process.returncode)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=5)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 400))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int) -> Result:
+    from memlens.capture import load
+    from memlens.variants.witness import read_witnesses
+
+    witnesses = read_witnesses(folder)
+    replaced = tuple(dict.fromkeys(kind for each in witnesses for kind in each["replaced"]))
+    notes = tuple(dict.fromkeys(note for each in witnesses for note in each["notes"]))
+    if code:
+        status, reason = _why(folder / "errors.txt", code)
+        return Result(name, status, reason, run=str(run), replaced=replaced, notes=notes)
+    if stand_in is not None and not replaced:
+        reason = (
+            "the job constructs no torch.optim.Optimizer that could be replaced; "
+            "compare it as-is, or several callables with memlens.compare"
+        )
+        return Result(name, Status.REFUSED, reason, run=str(run))
+    try:
+        capture = load(run)
+    except CaptureError as error:
+        return Result(name, Status.FAILED, str(error), run=str(run), replaced=replaced)
+    losses = next((tuple(each["losses"]) for each in witnesses if each["losses"]), ())
+    steps, step_time_ns = _steps(capture)
+    return Result(
+        name,
+        Status.OK,
+        peak=_peak(capture),
+        step_time_ns=step_time_ns,
+        final_loss=losses[-1] if losses else None,
+        losses=losses,
+        steps=steps,
+        run=str(run),
+        replaced=replaced,
+        notes=(*notes, *_doubts(capture)),
+    )
+
+
+def _peak(capture: Capture) -> PeakResult:
+    peak = max((rank.peak() for rank in capture.ranks), key=lambda each: each.allocated_bytes)
+    return PeakResult(
+        time_ns=peak.time_ns,
+        step=peak.step,
+        phase=peak.phase.value,
+        module=peak.module,
+        allocated_bytes=peak.allocated_bytes,
+        reserved_bytes=peak.reserved_bytes,
+        categories=peak.categories,
+    )
+
+
+def _steps(capture: Capture) -> tuple[int, int | None]:
+    """How many steps, and the median time of one: without the first, in which much is made."""
+    steps = capture.ranks[0].steps()
+    times = [step.end_ns - step.start_ns for step in (steps[1:] or steps)]
+    return len(steps), int(statistics.median(times)) if times else None
+
+
+def _doubts(capture: Capture) -> list[str]:
+    lost = sum(rank.coverage.lost_events for rank in capture.ranks)
+    return [f"{lost} allocations were lost: the peak may be higher"] if lost else []
+
+
+def _why(errors: Path, code: int) -> tuple[Status, str]:
+    """The line of its stderr that says why a job ended, and whether it was we who refused."""
+    lines = errors.read_text("utf-8", "replace").splitlines()
+    for line in lines:
+        if match := _OURS.match(line.strip()):
+            return Status.REFUSED, match[2]
+    for line in reversed(lines):
+        if match := _ERROR.match(line.strip()):
+            return Status.FAILED, f"{match[1].rpartition('.')[2]}: {match[2]}".rstrip(": ")
+    told = [line.strip() for line in lines if line.strip() and "memlens: recorded" not in line]
+    if code < 0:
+        ended = f"ended by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            ended += " (out of memory?)"
+        return Status.FAILED, ended
+    last = f": {told[-1]}" if told else ""
+    return Status.FAILED, f"exit code {code}{last}"
