@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -65,11 +66,19 @@ class StepInBackward(Together):
         self._guard = AccumulationGuard()
         self._position: dict[int, int] = {}
         self._handles = []
+        # Not itself: parameters, which outlive it, would keep it and its state alive.
+        reference = weakref.ref(self)
+
+        def update(parameter: torch.Tensor) -> None:
+            this = reference()
+            if this is not None:
+                this._update(parameter)
+
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
                 self._position[id(parameter)] = number
                 if parameter.requires_grad:
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(self._update))
+                    self._handles.append(parameter.register_post_accumulate_grad_hook(update))
 
     def _update(self, parameter: torch.Tensor) -> None:
         self._guard.update(parameter)
