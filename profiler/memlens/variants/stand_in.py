@@ -56,11 +56,12 @@ class StandIn:
 
         def __new__(cls: type[Optimizer], *args: Any, **kwargs: Any) -> Optimizer:
             if self._building or not _makes_one(args, kwargs):
-                return object.__new__(cls)
+                return _ordinary(cls)
             return self._construct(cls, args, kwargs)
 
         setattr(Optimizer, "__new__", __new__)  # noqa: B010
-        undo.callback(delattr, Optimizer, "__new__")
+        # Python goes on to call a class's own `__new__` when it has been deleted, and would complain.
+        undo.callback(setattr, Optimizer, "__new__", _ordinary)
         row = self._variant.row
         if self._variant.no_retain_grad or (row is not None and row.always_in_backward):
             for name in _CLIPPERS:
@@ -73,7 +74,7 @@ class StandIn:
     ) -> Optimizer:
         self._witness.replaced.append(cls.__name__)
         if self._variant.row is None:
-            return object.__new__(cls)
+            return _ordinary(cls)
         self._building = True
         try:
             optimizer = build(self._variant, read_construction(cls, args, kwargs))
@@ -97,6 +98,10 @@ class StandIn:
 
         setattr(owner, name, refuse)
         undo.callback(setattr, owner, name, original)
+
+
+def _ordinary(cls: type[Optimizer], *args: Any, **kwargs: Any) -> Optimizer:
+    return object.__new__(cls)
 
 
 def _makes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
