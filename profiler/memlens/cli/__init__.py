@@ -26,7 +26,9 @@ COMMANDS: dict[str, Entry] = {
     "diff": Entry(
         "memlens.cli.diff:command", "Compare two runs, down to module and allocation site."
     ),
-    "optimizers": Entry("memlens.cli.optimizers:command", "List the optimizers, and what they cost."),
+    "optimizers": Entry(
+        "memlens.cli.optimizers:command", "List the optimizers, and what they cost."
+    ),
     "estimate": Entry(
         "memlens.cli.estimate:command", "Say in an instant about how much memory a model needs."
     ),

@@ -181,9 +181,9 @@ def _job(words: tuple[str, ...], literal: list[str] | None, model: str | None) -
     if model is not None:
         if literal:
             raise click.UsageError("--model is a job of its own; there is no command to run")
-        from memlens.models.table import find_model
+        from memlens.models.job import check
 
-        find_model(model)
+        check(("--model", model, *words))
         own = ("-m", _MODEL_JOB, "--model", model, *words)
         shown = " ".join(("--model", model, *words))
         return ComparedJob(own, _plain_name("-".join((model, *words))), shown)

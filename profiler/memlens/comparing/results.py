@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -104,9 +105,9 @@ class Comparison:
         raise KeyError(name)
 
     def difference(self, result: Result) -> Difference | None:
-        """A variant against the baseline; None where one of the two has no peak."""
+        """A variant against the baseline; None where one of the two has no peak (or one of 0 B)."""
         base = self.result(self.baseline)
-        if base.peak is None or result.peak is None:
+        if base.peak is None or result.peak is None or not base.peak.allocated_bytes:
             return None
         change = result.peak.allocated_bytes - base.peak.allocated_bytes
         times, losses = (
@@ -152,11 +153,16 @@ class Comparison:
             "peak_difference_percent": difference and difference.peak_percent,
             "step_time_ns": result.step_time_ns,
             "step_time_ratio": difference and difference.step_time_ratio,
-            "final_loss": result.final_loss,
-            "final_loss_difference": difference and difference.final_loss,
+            "final_loss": _finite(result.final_loss),
+            "final_loss_difference": _finite(difference and difference.final_loss),
             "steps": result.steps,
             "run": result.run or None,
             "replaced": list(result.replaced),
             "notes": list(result.notes),
             "reused": result.reused,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for a loss that is not a number, or infinite."""
+    return value if value is not None and math.isfinite(value) else None

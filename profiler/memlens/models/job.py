@@ -10,7 +10,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from memlens.errors import MemlensError, UsageError
 from memlens.models.batch import parse_batch
@@ -19,7 +19,7 @@ from memlens.models.table import find_model
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["main"]
+__all__ = ["check", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,16 +28,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line; None takes that of the process.
     """
-    options = _parser().parse_args(arguments)
     try:
-        _train(options)
+        _train(_options(arguments))
     except MemlensError as error:
         print(f"memlens: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def check(arguments: Sequence[str]) -> None:
+    """See that a command line is one that `main` can carry out; loads no torch.
+
+    Raises:
+        UsageError: it is not.
+    """
+    options = _options(arguments)
+    parse_batch(options.batch, find_model(options.model))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help lists the options)")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
         prog="python -m memlens.models.job",
         description="Train a built-in model with AdamW on one random batch.",
     )
@@ -50,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=_learning_rate, default=1e-4, help="default: 1e-4")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def _train(options: argparse.Namespace) -> None:

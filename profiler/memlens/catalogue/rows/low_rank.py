@@ -102,7 +102,7 @@ ROWS: tuple[Row, ...] = (
             3 * _PROJECTED * 4, 3 * _PROJECTED * 2, 8, 4,
             "pytorch_optimizer/optimizer/apollo.py: projector and two moments of rank x 1024",
         ),
-        options={"rank": _RANK, "update_proj_gap": 200, "scale": 1.0},
+        options={"rank": _RANK, "update_proj_gap": 200, "scale": 1.0, "scale_type": "channel"},
         lr_scale=10.0,
         lr_source="arXiv 2412.05270 trains with 0.01 where AdamW gets 0.001",
         matrices_only=True,
