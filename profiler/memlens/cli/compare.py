@@ -136,7 +136,7 @@ def command(
     if tensorboard is not None:
         from memlens.comparing.outputs.tensorboard import write_tensorboard
 
-        written.append(write_tensorboard(comparison, tensorboard))
+        written.append(f"wrote {write_tensorboard(comparison, tensorboard, capacities=limits)}")
     if as_json:
         import json
 
@@ -146,8 +146,8 @@ def command(
         from memlens.report.terminal import make_console
 
         print_comparison(comparison, make_console(), rollup=rollup, capacities=limits)
-        for path in written:
-            click.echo(f"wrote {path}")
+        for line in written:
+            click.echo(line)
     return 0 if any(result.peak for result in comparison.results) else 1
 
 

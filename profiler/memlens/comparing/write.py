@@ -31,12 +31,12 @@ def write_all(
     """
     write_json(comparison, folder / "comparison.json")
     write_csv(comparison, folder / "comparison.csv")
-    written = [str(folder / "comparison.json"), str(folder / "comparison.csv")]
+    written = [f"wrote {folder / name}" for name in ("comparison.json", "comparison.csv")]
     try:
         from memlens.comparing.outputs.chart import draw_chart
     except MissingDependencyError as error:
         return [*written, f"no chart: {error}"]
     for name in CHARTS:
         draw_chart(comparison, folder / name, rollup=rollup, capacities=capacities)
-        written.append(str(folder / name))
+        written.append(f"wrote {folder / name}")
     return written

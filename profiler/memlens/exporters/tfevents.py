@@ -85,44 +85,52 @@ class EventFile:
         self._summary(Summary.Value(tag=tag, image=image), step, time_ns)
 
     def hparams(
-        self, values: Mapping[str, str | int], metric_tags: Sequence[str], time_ns: int
+        self,
+        values: Mapping[str, str | float],
+        metric_tags: Sequence[str] | None,
+        time_ns: int,
+        *,
+        succeeded: bool = True,
     ) -> None:
         """The run's row in the table of hyperparameters.
 
         Args:
-            values: the columns that describe the run.
-            metric_tags: tags of scalars in this file, which become the other columns.
+            values: the columns that describe the run; numbers, texts, and True or False.
+            metric_tags: tags of scalars in this file, which become the other columns. None leaves
+                the choice of all columns to TensorBoard, which then takes every hyperparameter and
+                scalar of all rows that it finds.
             time_ns: when the run was at its peak.
+            succeeded: whether it came to its end.
         """
-        experiment = api_pb2.Experiment(
-            hparam_infos=[
-                api_pb2.HParamInfo(
-                    name=name,
-                    type=api_pb2.DATA_TYPE_STRING
-                    if isinstance(value, str)
-                    else api_pb2.DATA_TYPE_FLOAT64,
-                )
-                for name, value in values.items()
-            ],
-            metric_infos=[
-                api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metric_tags
-            ],
-        )
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=time_ns / 1e9)
         for name, value in values.items():
             if isinstance(value, str):
                 # Protocol buffers hold valid Unicode only; a command line may hold other bytes.
                 start.hparams[name].string_value = value.encode("utf-8", "replace").decode()
+            elif isinstance(value, bool):
+                start.hparams[name].bool_value = value
             else:
                 start.hparams[name].number_value = value
         end = plugin_data_pb2.SessionEndInfo(
-            status=api_pb2.STATUS_SUCCESS, end_time_secs=time_ns / 1e9
+            status=api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE,
+            end_time_secs=time_ns / 1e9,
         )
-        for tag, content in (
-            (metadata.EXPERIMENT_TAG, {"experiment": experiment}),
+        contents = [
             (metadata.SESSION_START_INFO_TAG, {"session_start_info": start}),
             (metadata.SESSION_END_INFO_TAG, {"session_end_info": end}),
-        ):
+        ]
+        if metric_tags is not None:
+            experiment = api_pb2.Experiment(
+                hparam_infos=[
+                    api_pb2.HParamInfo(name=name, type=_data_type(value))
+                    for name, value in values.items()
+                ],
+                metric_infos=[
+                    api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metric_tags
+                ],
+            )
+            contents.insert(0, (metadata.EXPERIMENT_TAG, {"experiment": experiment}))
+        for tag, content in contents:
             data = plugin_data_pb2.HParamsPluginData(
                 version=metadata.PLUGIN_DATA_VERSION, **content
             )
@@ -141,3 +149,9 @@ class EventFile:
 
     def _add(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
+
+
+def _data_type(value: str | float) -> Any:
+    if isinstance(value, str):
+        return api_pb2.DATA_TYPE_STRING
+    return api_pb2.DATA_TYPE_BOOL if isinstance(value, bool) else api_pb2.DATA_TYPE_FLOAT64

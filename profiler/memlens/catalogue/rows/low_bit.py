@@ -130,7 +130,8 @@ ROWS: tuple[Row, ...] = (
         when_not="small batches: the sign of a noisy gradient is noise",
         paper="arXiv 2302.06675",
         expected=Expected(1.015625, 1.015625, 1.015625, 1.015625, _BLOCKS),
-        takes=("lr", "betas", "weight_decay"),
+        # Without betas: its second one is no Adam's, and 0.99 where Adam's is 0.999.
+        takes=("lr", "weight_decay"),
         lr_scale=0.2,
         lr_source="arXiv 2302.06675 section 5: 3 to 10 times smaller than AdamW's",
         claim=Claim(1, "bitsandbytes documentation", "1.016: a fp32 scale for each 256"),

@@ -24,6 +24,11 @@ _DEFECT_BNB = (
     "memlens steps bitsandbytes' own kernels on the projected gradient"
 )
 
+_DEFECT_APOLLO = (
+    "pytorch_optimizer 4.1 projects the scaled projection back, so that an update has no more than rank "
+    "directions, where the method (and apollo-torch) scales the gradient itself: memlens does that"
+)
+
 _GALORE = Row(
     name="galore-adamw",
     title="GaLore AdamW",
@@ -100,13 +105,20 @@ ROWS: tuple[Row, ...] = (
         paper="arXiv 2412.05270",
         expected=Expected(
             3 * _PROJECTED * 4, 3 * _PROJECTED * 2, 8, 4,
-            "pytorch_optimizer/optimizer/apollo.py: projector and two moments of rank x 1024",
+            "pytorch_optimizer/optimizer/apollo.py: projector and two moments of rank x 1024, in the "
+            "gradient's dtype; vectors as AdamW",
         ),
         options={"rank": _RANK, "update_proj_gap": 200, "scale": 1.0, "scale_type": "channel"},
         lr_scale=10.0,
         lr_source="arXiv 2412.05270 trains with 0.01 where AdamW gets 0.001",
         matrices_only=True,
+        implementation_note="a for-loop for matrices, a few copies of a layer; foreach for the rest",
         zero=_FLAT,
         fsdp="shards are parts of matrices: the projection would be that of the part",
+        claim=Claim(
+            1, "arXiv 2412.05270 table 1: 2nr + 2 values for a matrix of m x n (without projector)",
+            "1.5: pytorch_optimizer keeps the projector, where a seed would do",
+        ),
+        defects=(_DEFECT_APOLLO,),
     ),
 )  # fmt: skip

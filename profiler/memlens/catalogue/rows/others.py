@@ -18,11 +18,12 @@ _LION = Row(
     when_not="small batches: the sign of a noisy gradient is noise",
     paper="arXiv 2302.06675",
     expected=Expected(4, 2, 4, 2, f"{_PO}/lion.py: exp_avg like the parameter"),
-    takes=("lr", "betas", "weight_decay", "maximize"),
+    # Without betas: its second one is no Adam's, and 0.99 where Adam's is 0.999.
+    takes=("lr", "weight_decay", "maximize"),
     lr_scale=0.2,
     lr_source="arXiv 2302.06675 section 5: 3 to 10 times smaller than AdamW's",
     in_backward=False,
-    implementation_note="for-loop on the CPU; foreach needs a copy of the model",
+    implementation_note="foreach, also on the CPU: a copy of the model",
     claim=Claim(4, "arXiv 2302.06675", "2 on bf16 parameters"),
 )
 
@@ -42,7 +43,7 @@ ROWS: tuple[Row, ...] = (
             f"{_PO}/adan.py: exp_avg, exp_avg_sq, exp_avg_diff, previous_grad like the parameter",
         ),
         takes=("lr", "eps", "weight_decay", "maximize"),
-        implementation_note="for-loop on the CPU; foreach needs a copy of the model",
+        implementation_note="foreach, also on the CPU: a copy of the model",
         claim=Claim(16, "Dong and Lin, PRCV 2024: four states"),
     ),
     Row(
@@ -58,7 +59,7 @@ ROWS: tuple[Row, ...] = (
         takes=("lr", "weight_decay", "maximize"),
         options={"rho": 0.04, "hessian_interval": 10},
         lr_scale=0.5,
-        lr_source="arXiv 2305.14342 section 3: half to a fifth of AdamW's peak rate times rho",
+        lr_source="github.com/Liuhong99/Sophia, README: its largest step about half of AdamW's rate",
         implementation_note="a for-loop; 3 copies of a layer",
         claim=Claim(8, "arXiv 2305.14342", "Sophia-H of pytorch_optimizer keeps a third tensor: 12"),
     ),

@@ -45,7 +45,8 @@ ROWS: tuple[Row, ...] = (
         home="memlens.optim:LionR",
         when="Lion, without the copy that foreach makes",
         expected=Expected(4, 2, 4, 2, "as Lion: exp_avg"),
-        takes=("lr", "betas", "weight_decay"),
+        # Without betas: its second one is no Adam's, and 0.99 where Adam's is 0.999.
+        takes=("lr", "weight_decay"),
         lr_scale=0.2,
         lr_source="arXiv 2302.06675 section 5: 3 to 10 times smaller than AdamW's",
         claim=Claim(4, "the same state as Lion"),
