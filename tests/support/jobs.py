@@ -58,7 +58,11 @@ def write_script(path: Path, text: str) -> Path:
 
 
 def run_plain(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    timeout: float = TIMEOUT_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command without memlens."""
     return subprocess.run(
@@ -68,15 +72,20 @@ def run_plain(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout,
     )
 
 
 def run_memlens(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    timeout: float = TIMEOUT_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run `memlens WORDS...` to its end."""
-    return run_plain(sys.executable, "-m", "memlens", *words, cwd=cwd, env=env, stdin=stdin)
+    ours = (sys.executable, "-m", "memlens", *words)
+    return run_plain(*ours, cwd=cwd, env=env, stdin=stdin, timeout=timeout)
 
 
 def run_both(
