@@ -12,8 +12,9 @@ import pytest
 from tests.support.fake_comparison import COMPARISONS, HOSTILE, SIX, failed, make_comparison
 
 from memlens.comparing.capacity import Capacity, parse_capacity
-from memlens.comparing.outputs.files import CSV_HEADER, replace_file, write_csv, write_json
+from memlens.comparing.outputs.files import CSV_HEADER, write_csv, write_json
 from memlens.comparing.results import Comparison
+from memlens.disk.replace import replace_file
 from memlens.errors import UsageError
 from memlens.events import Category
 

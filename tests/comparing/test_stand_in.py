@@ -82,7 +82,7 @@ def test_groups_keep_what_the_replacement_understands(tmp_path: Path) -> None:
     assert type(optimizer).__name__ == "Lion"
     assert (first["lr"], second["lr"]) == (pytest.approx(2e-4), pytest.approx(1e-4))
     assert (first["weight_decay"], second["weight_decay"]) == (0.1, 0.0)
-    assert first["betas"] == second["betas"] == (0.8, 0.9)
+    assert first["betas"] == second["betas"] == (0.9, 0.99)  # Lion's own
     assert "amsgrad" not in first
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
 

@@ -29,9 +29,19 @@ HEAVY = {
 FROZEN_COMMANDS = {
     "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
+    "compare": {
+        "--optimizer", "--baseline", "--no-retain-grad", "--model", "--capacity", "--rollup",
+        "--json", "--out", "--fresh", "--tensorboard", "--stacks", "--no-stacks",
+    },
+    "diff": {"--json", "--rollup", "--rank", "--step", "--top"},
+    "optimizers": {"--measure", "--chart", "--dtype", "--only", "--json"},
+    "estimate": {
+        "--params", "--model", "--optimizer", "--precision", "--zero", "--gpus", "--gpu",
+        "--no-retain-grad", "--json",
+    },
     "export": {"--to", "--out"},
     "doctor": {"--json"},
-}
+}  # fmt: skip
 
 PROBE = """
 import runpy, sys
@@ -124,7 +134,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["reprot"], "no such command: reprot; did you mean report?"),
         (["train.py"], "did you mean: memlens run train.py?"),
-        (["xyzzy"], "the commands are run, report, export, doctor"),
+        (["xyzzy"], "the commands are run, report, compare, diff"),
         (["report"], "Missing argument 'RUN' (see memlens report --help)"),
         (["report", "x", "--rank", "one"], "'one' is not a valid integer"),
         (["report", "x", "--nonsense"], "--nonsense"),

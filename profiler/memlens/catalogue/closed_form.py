@@ -6,7 +6,9 @@ No activations, no allocator, no batch: what a run really needs is measured by `
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import partial
 
 from memlens.catalogue.gpus import Gpu
 from memlens.catalogue.measured import measured
@@ -19,6 +21,8 @@ PRECISIONS = ("fp32", "bf16", "mixed")
 _WEIGHT = {"fp32": 4, "bf16": 2, "mixed": 2}
 _MASTER = {"fp32": 0, "bf16": 0, "mixed": 4}
 _MOST_GPUS = 1 << 20
+_TABLES = 0.3
+"""Bytes per parameter that tables and counters of some 2 KiB make on the measured vector of 8192."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,11 @@ class Estimate:
         """
         if not self.zero:
             return -(-self.total_bytes // gpu.usable_bytes)
-        count = 1
-        while count <= _MOST_GPUS:
-            if self._with(count).total_bytes <= gpu.usable_bytes:
-                break
-            count += 1 if count < 64 else count // 16
-        else:
-            return None
-        return count
+        counts = range(1, _MOST_GPUS + 1)
+        at = bisect_left(
+            counts, True, key=lambda count: self._with(count).total_bytes <= gpu.usable_bytes
+        )
+        return counts[at] if at < len(counts) else None
 
     def _with(self, gpus: int) -> Estimate:
         return estimate(
@@ -84,7 +85,8 @@ def estimate(
 ) -> Estimate:
     """Work out what a row needs for a model of so many parameters, all taken to be in matrices.
 
-    State is what was measured on a matrix of 1024 x 1024, else what the library's layout says. Weights
+    State is what was measured on a matrix of 1024 x 1024, else what the library's layout says; under
+    ZeRO, where optimizers see flat partitions, what a vector costs those that depend on shapes. Weights
     and gradients are 4 bytes per parameter in fp32 and 2 otherwise; `mixed` adds fp32 master weights
     and keeps the state in fp32. ZeRO 1 cuts state and master weights by the number of cards, 2 also
     gradients, 3 also weights (Rajbhandari et al., arXiv 1910.02054, figure 1).
@@ -112,7 +114,10 @@ def estimate(
         )
     dtype = "bf16" if precision == "bf16" else "fp32"
     figures = measured(row.name, dtype)
-    per_parameter = figures.matrix_state if figures else row.expected.of("matrix", dtype)
+    state = figures.state if figures else partial(row.expected.of, dtype=dtype)
+    per_parameter, of_vector = state("matrix"), state("vector")
+    if zero and abs(of_vector - per_parameter) > _TABLES:
+        per_parameter = of_vector
     temporary = figures.temporary if figures else 0.0
     if row.always_in_backward:
         no_retain_grad = True

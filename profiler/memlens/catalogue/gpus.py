@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from memlens.errors import UsageError
-from memlens.units import parse_bytes
+from memlens.units import format_bytes, parse_bytes
 
 __all__ = ["CONTEXT_BYTES", "GPUS", "Gpu", "find_gpu"]
 
@@ -72,8 +72,17 @@ def find_gpu(text: str) -> Gpu:
     """A card by its name, however it is written, or a size such as `24GB` as a card of that size.
 
     Raises:
-        UsageError: it is neither; the text names those that look alike.
+        UsageError: it is neither; the text names those that look alike. Or it has no room for tensors.
     """
+    # First: there is one card whose name has 40GB in it, but a size is a size.
+    if re.match(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*$", text, re.IGNORECASE):
+        gpu = Gpu(text.strip(), parse_bytes(text))
+        if gpu.usable_bytes <= 0:
+            raise UsageError(
+                f"a card of {gpu.name} is too small: CUDA itself takes some "
+                f"{format_bytes(CONTEXT_BYTES)} of it"
+            )
+        return gpu
     wanted = _key(text)
     for name, gpu in GPUS.items():
         if _key(name) == wanted:
@@ -82,11 +91,8 @@ def find_gpu(text: str) -> Gpu:
     alike = alike or [name for name in GPUS if len(wanted) > 2 and wanted in _key(name)]
     if len(alike) == 1:
         return GPUS[alike[0]]
-    if re.match(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*$", text, re.IGNORECASE):
-        return Gpu(text.strip(), parse_bytes(text))
-    close = alike or [
-        name for name in GPUS if _key(name) in get_close_matches(wanted, map(_key, GPUS), n=3)
-    ]
+    keys = {_key(name): name for name in GPUS}
+    close = alike or [keys[key] for key in get_close_matches(wanted, keys, n=3)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(GPUS)}"
     raise UsageError(f"no card {text!r}; {hint} (a size such as 24GB will do as well)")
 

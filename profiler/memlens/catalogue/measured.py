@@ -13,9 +13,11 @@ __all__ = [
     "FILE",
     "Measured",
     "conditions",
+    "device",
     "failure",
     "measured",
     "read_figures",
+    "torch_version",
     "versions",
 ]
 
@@ -33,6 +35,8 @@ class Measured:
     of 512 x 512 weights and 512 biases.
     """
 
+    weight: float
+    """Of the model as it is trained: some rows cast it."""
     matrix_state: float
     vector_state: float
     master_weight: float
@@ -53,6 +57,7 @@ def read_figures(figures: Mapping[str, Any]) -> Measured:
     """Figures of one dtype, from the bytes that `memlens.variants.measure` prints."""
     stack, layerwise = figures["stack"], figures.get("no_retain_grad")
     return Measured(
+        weight=stack["weight"] / _STACK_ELEMENTS,
         matrix_state=figures["matrix"]["optimizer_state"] / _ELEMENTS["matrix"],
         vector_state=figures["vector"]["optimizer_state"] / _ELEMENTS["vector"],
         master_weight=figures["matrix"]["master_weight"] / _ELEMENTS["matrix"],
@@ -82,8 +87,17 @@ def failure(name: str) -> str:
 
 def conditions() -> str:
     """With what it was measured, in a line."""
-    facts = _file()
-    return f"measured on the {facts['device']} with torch {facts['torch']}"
+    return f"measured on the {device()} with torch {torch_version()}"
+
+
+def device() -> str:
+    """On which kind of device it was measured."""
+    return str(_file()["device"])
+
+
+def torch_version() -> str:
+    """With which torch it was measured."""
+    return str(_file()["torch"])
 
 
 def versions(name: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from memlens.catalogue.closed_form import Estimate
     from memlens.catalogue.gpus import Gpu
+    from memlens.catalogue.row import Row
 
 __all__ = ["command"]
 
@@ -50,7 +52,12 @@ class _Asked:
     "--gpus", type=click.IntRange(min=1), default=1, help="How many share the partitions."
 )
 @click.option("--gpu", help='Card, or its size: "A100 80GB", "RTX 4090", 24GB.')
-@click.option("--no-retain-grad", is_flag=True, help="Update layer by layer within backward.")
+@click.option(
+    "--no-retain-grad",
+    is_flag=True,
+    help="Update layer by layer within backward, with every optimizer that can. For one alone: "
+    "NAME+no-retain-grad.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 def command(
     params: str | None,
@@ -70,7 +77,6 @@ def command(
     """
     from memlens.catalogue.closed_form import estimate, read_count
     from memlens.catalogue.gpus import find_gpu
-    from memlens.catalogue.table import find
     from memlens.cli.compare import split_names
 
     if (params is None) == (model is None):
@@ -85,10 +91,9 @@ def command(
         count = find_model(str(model)).published_parameters
         what = f"{model}, {count:,} parameters"
     card = None if gpu is None else find_gpu(gpu)
-    rows = [find(name) for name in split_names(optimizers or DEFAULT)]
     found = [
-        estimate(row, count, precision, zero=zero, gpus=gpus, no_retain_grad=no_retain_grad)
-        for row in rows
+        estimate(row, count, precision, zero=zero, gpus=gpus, no_retain_grad=layerwise)
+        for row, layerwise in _rows(split_names(optimizers or DEFAULT), no_retain_grad)
     ]
     asked = _Asked(what, count, precision, zero, gpus, card)
     if as_json:
@@ -100,6 +105,16 @@ def command(
         from memlens.report.terminal import make_console
 
         print_estimates(asked, found, make_console())
+
+
+def _rows(names: list[str], no_retain_grad: bool) -> Iterator[tuple[Row, bool]]:
+    from memlens.catalogue.variant import parse_variant
+
+    for name in names:
+        variant = parse_variant(name, no_retain_grad=no_retain_grad)
+        if variant.row is None or variant.options:
+            raise click.UsageError(f"an estimate is of default options, not of {name}")
+        yield variant.row, variant.no_retain_grad
 
 
 def _payload(asked: _Asked, found: list[Estimate]) -> dict[str, Any]:
@@ -115,6 +130,7 @@ def _payload(asked: _Asked, found: list[Estimate]) -> dict[str, Any]:
             {
                 "name": each.row.name,
                 "precision": each.precision,
+                "no_retain_grad": each.no_retain_grad,
                 "weight_bytes": each.weight_bytes,
                 "master_weight_bytes": each.master_weight_bytes,
                 "gradient_bytes": each.gradient_bytes,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.optim import optimizer as torch_optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from memlens import torch_private
 from memlens.events import Category, MarkKind, NameKind
@@ -213,6 +214,12 @@ class OptimizerObserver:
         known = self._parameters.find(owner) if isinstance(owner, torch.Tensor) else None
         if known is not None and tensor is known.ref():
             return
+        if type(tensor) is not torch.Tensor and is_traceable_wrapper_subclass(tensor):
+            parts = tensor.__tensor_flatten__()[0]
+            if len(parts) > 1:  # quantised: codes, scales and tables, each by its name
+                for part in parts:
+                    self._tag(owner, f"{name}.{part}", getattr(tensor, part))
+                return
         text = name if known is None else f"{name} of {known.text}"
         master = "master" in name.lower() or "fp32_param" in name.lower()
         self._recorder.tag(

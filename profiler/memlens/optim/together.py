@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +40,8 @@ class Together(torch.optim.Optimizer):
     @property
     def state(self) -> Any:
         """State of all, by parameter."""
-        return ChainMap(*(each.state for each in self.optimizers))
+        # Not a ChainMap: a look-up in a defaultdict would make an empty state.
+        return {owner: state for each in self.optimizers for owner, state in each.state.items()}
 
     @state.setter
     def state(self, value: Any) -> None:

@@ -112,7 +112,11 @@ def _notes(asked: Asked, found: Sequence[Estimate]) -> list[str]:
         "and the allocator come on top. memlens compare measures them."
     ]
     if any(each.state_source == "measured" for each in found):
-        notes.append(f"State: bytes per parameter as {conditions()}, of a matrix of 1024 x 1024.")
+        flat = " ZeRO's partitions are flat: state that depends on shapes is that of a vector."
+        notes.append(
+            f"State: bytes per parameter as {conditions()}, of a matrix of 1024 x 1024."
+            + (flat if asked.zero else "")
+        )
     if any(each.state_source != "measured" for each in found):
         notes.append("~ from the library's layout, not measured.")
     gpu = asked.gpu

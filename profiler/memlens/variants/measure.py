@@ -33,7 +33,7 @@ from memlens.events import Category
 from memlens.variants.build import build
 from memlens.variants.request import read_construction
 
-__all__ = ["measure"]
+__all__ = ["main", "measure"]
 
 MATRIX, VECTOR = 1024, 8192
 LAYERS, WIDTH = 8, 512

@@ -13,9 +13,13 @@ import torch
 __all__ = ["hidden_matrices", "names_of", "roots_of"]
 
 _HEADS = frozenset(
-    {"lm_head", "head", "heads", "classifier", "score", "embed_out", "output_layer", "cls", "fc"}
+    {"lm_head", "head", "heads", "classifier", "score", "embed_out", "output_layer", "cls"}
 )
-"""What libraries call a model's output layer."""
+"""What libraries call a model's output layer, wherever it stands."""
+_OUTERMOST = _HEADS | {"fc"}
+"""And what they call it only at the top; within a block, `fc` is a hidden layer."""
+_WRAPPERS = frozenset({"module", "model", "_orig_mod"})
+"""What stands before the names of a model that is wrapped."""
 
 
 def roots_of(parameters: Iterable[torch.Tensor]) -> list[torch.nn.Module]:
@@ -36,11 +40,10 @@ def roots_of(parameters: Iterable[torch.Tensor]) -> list[torch.nn.Module]:
 
 def names_of(parameters: Iterable[torch.Tensor]) -> dict[int, str]:
     """Qualified name of each parameter, by its id; those that no module holds are left out."""
-    parameters = list(parameters)
     return {
         id(parameter): name
-        for root in roots_of(parameters)
-        for name, parameter in root.named_parameters(remove_duplicate=False)
+        for root in roots_of(list(parameters))
+        for name, parameter in root.named_parameters()  # tied ones by their first name
     }
 
 
@@ -63,7 +66,7 @@ def hidden_matrices(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
             elif isinstance(module, torch.nn.Linear):
                 linears.append((name, module))
     for name, linear in linears:
-        words = name.split(".")
-        if words[-1] in _HEADS or words[0] in _HEADS or linear.out_features in vocabularies:
+        words = [word for word in name.split(".") if word not in _WRAPPERS] or [name]
+        if words[0] in _OUTERMOST or words[-1] in _HEADS or linear.out_features in vocabularies:
             left_out.add(id(linear.weight))
     return [each for each in parameters if each.dim() == 2 and id(each) not in left_out]

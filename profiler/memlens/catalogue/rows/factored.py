@@ -86,6 +86,7 @@ ROWS: tuple[Row, ...] = (
         ),
         takes=("lr", "weight_decay"),
         in_backward=False,
+        implementation="foreach",
         implementation_note="foreach, also on the CPU: 2 copies of the model",
         zero="flat partitions are vectors: nothing is factored, 8 bytes per parameter",
         fsdp="a shard has rows of its own: factors differ from those of one process",

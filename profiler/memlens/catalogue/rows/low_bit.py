@@ -119,7 +119,7 @@ ROWS: tuple[Row, ...] = (
             "torchao/optim/subclass_fp8.py: per moment 1 byte of code and a fp32 scale for each 256",
         ),
         fixed={"kind": "AdamWFp8"},
-        claim=Claim(2, "torchao/optim/README.md"),
+        claim=Claim(2, "torchao/optim/README.md", "2.031: a fp32 scale for each 256"),
     ),
     replace(
         _ADAMW8BIT,

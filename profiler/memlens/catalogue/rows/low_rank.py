@@ -53,8 +53,7 @@ _GALORE = Row(
     zero=_FLAT,
     fsdp="shards are parts of matrices: the projection would be that of the part",
     claim=Claim(
-        8 * 0.25, "arXiv 2403.03507 table 1: (mn + mr + 2nr) values for a matrix of m x n, with weight",
-        "holds for the state once the projector is cut to size",
+        3 * _PROJECTED * 4, "arXiv 2403.03507 table 1: mr + 2nr values for a matrix of m x n",
     ),
     defects=(_DEFECT_SVD,),
 )  # fmt: skip

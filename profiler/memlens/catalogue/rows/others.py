@@ -23,6 +23,7 @@ _LION = Row(
     lr_scale=0.2,
     lr_source="arXiv 2302.06675 section 5: 3 to 10 times smaller than AdamW's",
     in_backward=False,
+    implementation="foreach",
     implementation_note="foreach, also on the CPU: a copy of the model",
     claim=Claim(4, "arXiv 2302.06675", "2 on bf16 parameters"),
 )
@@ -43,6 +44,7 @@ ROWS: tuple[Row, ...] = (
             f"{_PO}/adan.py: exp_avg, exp_avg_sq, exp_avg_diff, previous_grad like the parameter",
         ),
         takes=("lr", "eps", "weight_decay", "maximize"),
+        implementation="foreach",
         implementation_note="foreach, also on the CPU: a copy of the model",
         claim=Claim(16, "Dong and Lin, PRCV 2024: four states"),
     ),
@@ -105,7 +107,7 @@ ROWS: tuple[Row, ...] = (
         fsdp="not supported by its authors",
         claim=Claim(
             0, "arXiv 2306.09782: no gradient either",
-            "up to two layers' gradients and their fp32 copies live at a time",
+            "but for a layer: its gradient and, below fp32, fp32 copies of gradient and weight",
         ),
     ),
     Row(
@@ -147,8 +149,8 @@ ROWS: tuple[Row, ...] = (
         zero="flat partitions are vectors: it becomes Adam",
         fsdp="a shard has sides of its own",
         claim=Claim(
-            16, "arXiv 2409.11321 section 6: 2m^2 + 2n^2 + 3mn values for a matrix of m x n, with weight",
-            "24 for a square matrix: four of its size, and two moments",
+            24, "arXiv 2409.11321 section 6: 2m^2 + 2n^2 + 3mn values for a matrix of m x n, of "
+            "which one mn is not state",
         ),
     ),
     Row(
@@ -163,6 +165,7 @@ ROWS: tuple[Row, ...] = (
         expected=Expected(
             8, 4, 8, 4, "schedulefree/adamw_schedulefree.py: z, exp_avg_sq like the parameter"
         ),
+        implementation="foreach",
         implementation_note="foreach: a copy of the model",
         claim=Claim(8, "arXiv 2405.15682: as AdamW"),
     ),

@@ -1,36 +1,35 @@
-"""A comparison as a stacked bar chart, as SVG or PNG.
-
-Draws on a figure of its own and not through pyplot, so a program that draws from a notebook finds
-its current figure and backend as they were.
-"""
+"""A comparison as a stacked bar chart, as SVG or PNG."""
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memlens.comparing.outputs.files import replace_file
 from memlens.comparing.outputs.names import wrap_name
-from memlens.errors import MissingDependencyError, UsageError
+from memlens.disk.replace import replace_file
 from memlens.palette import Series, series_of
+from memlens.report.figure import (
+    FAINT,
+    GREY,
+    INK,
+    draw_legend,
+    draw_segment,
+    figure_bytes,
+    file_kind,
+    keep_if_it_fits,
+    make_figure,
+)
 from memlens.report.text import plain, shorten
 from memlens.units import format_bytes, parse_bytes
 
-try:
-    from matplotlib import rc_context, rcdefaults, rcParams
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-except ImportError as error:
-    raise MissingDependencyError("matplotlib", "draw the chart", "chart") from error
+# Behind memlens.report.figure, which says what to install where matplotlib is missing.
+from matplotlib.ticker import FuncFormatter, MaxNLocator  # isort: skip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     from memlens.comparing.capacity import Capacity
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chart_bytes", "draw_chart"]
 
-INK, GREY, FAINT, LIMIT = "#333333", "#777777", "#DDDDDD", "#B22222"
+LIMIT = "#B22222"
 _LIMIT_TEXT: dict[str, Any] = {
     "color": LIMIT,
     "fontsize": 9,
@@ -46,8 +45,6 @@ _LIMIT_TEXT: dict[str, Any] = {
     "parse_math": False,
 }
 
-WIDTH_INCHES = 11.0
-DPI = 160
 ROW_INCHES = 0.46
 LINE_INCHES = 0.16
 """What a name of several lines adds for each further one."""
@@ -57,9 +54,6 @@ LETTER_SHARE = 0.0105
 """Width of a letter above the bars, as a share of the axis, taken a little too large."""
 LEVEL_POINTS = 13
 """From one row of capacities' names to the next."""
-BAR_HEIGHT = 0.68
-THIN = 0.004
-"""A segment of less than this share of the axis has no white edge, which would cover it."""
 FAR = 1.6
 """A capacity of more than so many times the highest peak is named at the edge, not drawn: it would
 leave no room for the bars."""
@@ -85,9 +79,7 @@ def draw_chart(
     Raises:
         UsageError: the path has another ending, or cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise UsageError(f"cannot draw a chart as {path.name}; name it .svg or .png")
+    kind = file_kind(path)
     replace_file(path, chart_bytes(comparison, kind, rollup=rollup, capacities=capacities))
 
 
@@ -95,24 +87,7 @@ def chart_bytes(
     comparison: Comparison, kind: str, *, rollup: bool, capacities: Sequence[Capacity] = ()
 ) -> bytes:
     """The content of an SVG or PNG."""
-    buffer = io.BytesIO()
-    settings: Any = {
-        "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
-        "svg.hashsalt": "memlens",
-        "font.family": ["DejaVu Sans", "sans-serif"],  # the latter for readers that lack it
-        "font.size": 9,
-    }
-    with rc_context(), warnings.catch_warnings():
-        rcdefaults()  # a style that the program around us has chosen is not for this
-        rcParams.update(settings)
-        # An SVG is drawn with the reader's fonts; in a PNG such a letter becomes a box.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _draw(comparison, series_of(rollup), capacities)
-        metadata = (
-            {"Date": None, "Creator": "memlens"} if kind == "svg" else {"Software": "memlens"}
-        )
-        figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
-    return buffer.getvalue()
+    return figure_bytes(lambda: _draw(comparison, series_of(rollup), capacities), kind)
 
 
 def _draw(
@@ -126,8 +101,7 @@ def _draw(
     names = ["\n".join(wrap_name(plain(result.name), NAME_COLUMNS)) for result in results]
     further_lines = sum(max(0, name.count("\n") - 1) for name in names)
     height = (1.9 if peaks else 1.0) + ROW_INCHES * len(results) + LINE_INCHES * further_lines
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout=layout)
+    figure = make_figure(height)
     axes = figure.subplots()
     axes.set_ylim(len(results) - 0.45, -0.55)
     near = sorted(
@@ -147,19 +121,10 @@ def _draw(
         for label in _row(axes, comparison, result, row, shown, unit, decimals)
     ]
     if shown:
-        figure.legend(
-            handles=[Patch(facecolor=each.colour, label=each.label) for each in shown],
-            loc="outside lower center",
-            ncols=len(shown) if len(shown) <= 6 else -(-len(shown) // 2),
-            frameon=False,
-            borderaxespad=0,
-            handlelength=1.1,
-            handleheight=1.1,
-            labelcolor=INK,
-        )
+        draw_legend(figure, shown)
     figure.draw_without_rendering()
     for label, size in labels:
-        _keep_if_it_fits(axes, label, size)
+        keep_if_it_fits(axes, label, size)
     return figure
 
 
@@ -233,27 +198,8 @@ def _row(
         amount = each.amount(result.peak.categories)
         if not amount:
             continue
-        wide = amount / unit > axes.get_xlim()[1] * THIN
-        axes.barh(
-            row,
-            amount / unit,
-            left=left / unit,
-            height=BAR_HEIGHT,
-            color=each.colour,
-            edgecolor="white",
-            linewidth=0.7 if wide else 0,
-        )
-        label = axes.text(
-            (left + amount / 2) / unit,
-            row,
-            f"{amount / unit:,.{decimals}f}",
-            ha="center",
-            va="center_baseline",
-            fontsize=8,
-            color=_on(each.colour),
-            bbox={"facecolor": each.colour, "edgecolor": "none", "pad": 0.8},
-        )
-        labels.append((label, amount / unit))
+        number = f"{amount / unit:,.{decimals}f}"
+        labels.append(draw_segment(axes, row, left / unit, amount / unit, each.colour, number))
         left += amount
     total = _beside(
         axes,
@@ -345,16 +291,3 @@ def _name_far(axes: Axes, capacities: Sequence[Capacity], head_points: int) -> N
             ha="right",
             **_LIMIT_TEXT,
         )
-
-
-def _on(colour: str) -> str:
-    """Black or white, whichever is easier to read on a colour."""
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#222222"
-
-
-def _keep_if_it_fits(axes: Axes, label: Text, size: float) -> None:
-    """Remove a label that is wider than its segment."""
-    start, end = axes.transData.transform([(0, 0), (size, 0)])[:, 0]
-    if label.get_window_extent().width + 4 > end - start:
-        label.remove()

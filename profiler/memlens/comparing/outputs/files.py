@@ -8,18 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memlens.errors import UsageError
+from memlens.disk.replace import replace_file
 from memlens.events import Category
 
 if TYPE_CHECKING:
     from memlens.comparing.results import Comparison, Result
 
-__all__ = ["CSV_HEADER", "replace_file", "write_csv", "write_json"]
+__all__ = ["CSV_HEADER", "write_csv", "write_json"]
 
 Value = str | int | float | None
 
@@ -74,24 +73,6 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         row = dict(_row(comparison, result))
         writer.writerow([_field(row[name]) for name in CSV_HEADER])
     replace_file(path, stream.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in its place at once, over an earlier one if need be.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _row(comparison: Comparison, result: Result) -> Iterator[tuple[str, Value]]:
