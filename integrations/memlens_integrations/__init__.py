@@ -10,5 +10,7 @@ from __future__ import annotations
 __all__ = ["ADAPTERS"]
 
 ADAPTERS: dict[str, str] = {
+    "bitsandbytes": "memlens_integrations.bitsandbytes:BitsAndBytesAdapter",
     "ddp": "memlens_integrations.ddp:DistributedDataParallelAdapter",
+    "peft": "memlens_integrations.peft:PeftAdapter",
 }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from memlens.events import Category, MarkKind, NameKind
+import torch
+
+from memlens.events import Category, MarkKind, NameKind, WeightKind
 from memlens.recording.recorder import Recorder
 
-__all__ = ["Adapter", "find_adapters", "mark_scope"]
+__all__ = ["Adapter", "WeightAdapter", "WeightAdapters", "find_adapters", "mark_scope"]
 
 _TABLE = "memlens_integrations"
 _GROUP = "memlens.adapters"
@@ -29,8 +31,55 @@ class Adapter(Protocol):
         """Hook into the library, and push the way back onto the undo list."""
 
 
+@runtime_checkable
+class WeightAdapter(Adapter, Protocol):
+    """Knows weights of its library better than torch tells, and what else belongs to them."""
+
+    def weights(self, module: torch.nn.Module) -> Iterable[tuple[str, torch.Tensor, WeightKind]]:
+        """Weights that a module holds, or modules inside it, and their kind.
+
+        Asked of every module when its model is first called, and again when recording ends. Only
+        those need to be named of which torch alone would tell another kind, or nothing: tensors that
+        a parameter holds as attributes.
+
+        Returns:
+            (name within the module, tensor, kind) of each; the module holds the tensor.
+        """
+
+
 def find_adapters(recorder: Recorder) -> Iterator[Adapter]:
     """Adapters whose library this process has imported: ours, then those of other packages."""
+    for adapter in _load_adapters(recorder):
+        if adapter.library in sys.modules:
+            yield adapter
+
+
+class WeightAdapters:
+    """All adapters that know weights; each is asked once the job has imported its library."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._adapters: list[WeightAdapter] | None = None
+
+    def weights(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind]]:
+        """What they know of a module. One that fails is not asked again."""
+        if self._adapters is None:
+            self._adapters = [
+                each for each in _load_adapters(self._recorder) if isinstance(each, WeightAdapter)
+            ]
+        for adapter in list(self._adapters):
+            if adapter.library not in sys.modules:
+                continue
+            try:
+                yield from list(adapter.weights(module))
+            except Exception as error:
+                self._adapters.remove(adapter)
+                self._recorder.problem(
+                    f"adapter for {adapter.library} failed ({type(error).__name__}: {error})"
+                )
+
+
+def _load_adapters(recorder: Recorder) -> Iterator[Adapter]:
     homes: dict[str, str] = {}
     try:
         homes.update(import_module(_TABLE).ADAPTERS)
@@ -41,10 +90,10 @@ def find_adapters(recorder: Recorder) -> Iterator[Adapter]:
         try:
             module, _, attribute = home.partition(":")
             adapter: Adapter = getattr(import_module(module), attribute)()
-            if adapter.library in sys.modules:
-                yield adapter
         except Exception as error:
             recorder.problem(f"adapter {name} does not load ({type(error).__name__}: {error})")
+            continue
+        yield adapter
 
 
 def mark_scope(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memlens.events import ROLLUP, Category, Certainty, Phase
+from memlens.events import ROLLUP, Category, Certainty, Phase, WeightKind
 
 __all__ = [
     "Allocation",
@@ -117,6 +117,8 @@ class Allocation:
     """It was there before recording began, so module, phase and stack are not known."""
     stack: tuple[Frame, ...]
     """Outermost frame first; empty when stacks were not recorded."""
+    weight_kind: WeightKind | None = None
+    """Of a weight; None: it is none."""
 
 
 @dataclass(frozen=True)

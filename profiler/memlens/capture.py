@@ -33,7 +33,7 @@ from memlens.disk.headers import RUN_FIELDS, read_header
 from memlens.disk.numbering import number_ranks
 from memlens.disk.reader import RankData, read_rank
 from memlens.errors import CaptureError
-from memlens.events import Category, Certainty, MarkKind
+from memlens.events import Category, Certainty, MarkKind, WeightKind
 
 __all__ = ["Capture", "RankCapture", "load"]
 
@@ -41,6 +41,7 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _MARK = codes(MarkKind)
+_WEIGHT = codes(Category)["weight"]
 
 
 def load(run: str | os.PathLike[str]) -> Capture:
@@ -235,6 +236,22 @@ class RankCapture:
         """Bytes per category at a moment."""
         return self._categories_after(self._event_at(time_ns))
 
+    def weights_at(self, time_ns: int | None = None) -> dict[WeightKind, int]:
+        """Bytes of weights per kind at a moment: what trains, what is frozen, quantised, added.
+
+        Args:
+            time_ns: the moment; None for the peak.
+
+        Returns:
+            Every kind, also with 0; they sum to the bytes of the category weight.
+        """
+        alive = self._alive_after(self._moment(time_ns))
+        weights = np.flatnonzero(alive & (self.attribution.category == _WEIGHT))
+        sums = dict.fromkeys(WeightKind, 0)
+        for number in weights.tolist():
+            sums[self._weight_kind(number)] += int(self.blocks.size_bytes[number])
+        return sums
+
     def timeline(self, max_points: int | None = None) -> Timeline:
         """Bytes per category over time.
 
@@ -383,6 +400,10 @@ class RankCapture:
     def _module_name(self, number: int) -> str:
         return self._data.names.module.get(number, ("", ""))[0]
 
+    def _weight_kind(self, number: int) -> WeightKind:
+        name = int(self.attribution.name[number])
+        return self._data.names.weight_kind.get(name, WeightKind.UNKNOWN)
+
     def _stack(self, number: int) -> tuple[Frame, ...]:
         frames: list[Frame] = []
         table = self._data.names.stack
@@ -412,6 +433,9 @@ class RankCapture:
             free_ns=None if free_ns == FOREVER else free_ns,
             preexisting=bool(blocks.preexisting[number]),
             stack=self._stack(int(blocks.stack[number])),
+            weight_kind=(
+                self._weight_kind(number) if attribution.category[number] == _WEIGHT else None
+            ),
         )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "MarkKind",
     "NameKind",
     "Phase",
+    "WeightKind",
 ]
 
 
@@ -64,6 +65,26 @@ class Category(str, Enum):
     """Library workspaces: cuBLAS, cuDNN and others."""
     UNKNOWN = "unknown"
     """No rule explains it. Always shown."""
+
+
+class WeightKind(str, Enum):
+    """Who may change a weight, and in which form it is kept. The first that fits, in this order.
+
+    It is told when a model is first called, and again when recording ends; what is told last holds.
+    """
+
+    ADAPTER = "adapter"
+    """What a library for parameter-efficient tuning has added to a model (LoRA's factors)."""
+    QUANTISED = "quantised"
+    """Codes of fewer bits, and what it takes to read them: scales, offsets, code books."""
+    BUFFER = "buffer"
+    """No parameter: running statistics, masks, tables."""
+    FROZEN = "frozen"
+    """A parameter that takes no gradient."""
+    TRAINABLE = "trainable"
+    """A parameter that takes one."""
+    UNKNOWN = "unknown"
+    """Never told: the job was killed before its model was called, or the capture is older."""
 
 
 ROLLUP: dict[str, tuple[Category, ...]] = {
@@ -144,7 +165,8 @@ class NameKind(str, Enum):
     MODULE = "module"
     """text: qualified name; detail: class name. A later row with the same id replaces an earlier."""
     TENSOR = "tensor"
-    """text: what the observers call a storage: a parameter's qualified name, `exp_avg of ...`."""
+    """text: what the observers call a storage: a parameter's qualified name, `exp_avg of ...`; detail:
+    the WeightKind of a weight, empty if it was not told. The last row with an id holds."""
     SCOPE = "scope"
     """text: what to call it; detail: see MarkKind.SCOPE_ENTER, or an optimizer's class."""
     STACK = "stack"

@@ -151,6 +151,20 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     assert {"comparison.csv", "chart.svg", "chart.png"} <= set(os.listdir(tmp_path / "all"))
 
 
+def test_a_recording_that_stopped_is_no_result(tmp_path: Path) -> None:
+    """The job goes on without us, and its peak is not known."""
+    script(
+        tmp_path,
+        "from memlens.recording.session import current_session; "
+        "current_session()._recorder.fail('an observer', ValueError('a fault of ours'))",
+    )
+    found = compare("train.py", "--optimizer", "sgd", cwd=tmp_path, code=1)
+    (variant,) = found["variants"]
+    assert variant["status"] == "failed"
+    assert variant["reason"].startswith("an observer failed (ValueError: a fault of ours)")
+    assert variant["peak"] is None
+
+
 def test_results_are_used_again_until_the_job_changes(tmp_path: Path) -> None:
     script(tmp_path)
     words = ("train.py", "--optimizer", "adamw,sgd")

@@ -23,7 +23,7 @@ from memlens.answers import (
     Step,
     Timeline,
 )
-from memlens.events import Category, Certainty, Phase
+from memlens.events import Category, Certainty, Phase, WeightKind
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
@@ -54,6 +54,8 @@ class Block:
     phase: Phase = Phase.INIT
     certainty: Certainty = Certainty.DECLARED
     stack: tuple[Frame, ...] = ()
+    weight_kind: WeightKind = WeightKind.TRAINABLE
+    """Of a weight."""
 
 
 @dataclass
@@ -101,6 +103,13 @@ class FakeRank:
         found = dict.fromkeys(Category, 0)
         for block in self._alive(time_ns):
             found[block.category] += block.size_bytes
+        return found
+
+    def weights_at(self, time_ns: int | None = None) -> dict[WeightKind, int]:
+        found = dict.fromkeys(WeightKind, 0)
+        for block in self._alive(time_ns):
+            if block.category is Category.WEIGHT:
+                found[block.weight_kind] += block.size_bytes
         return found
 
     def peak(self) -> Peak:
@@ -162,6 +171,7 @@ class FakeRank:
                 free_ns=None if block.free_ns is None else START_NS + block.free_ns,
                 preexisting=False,
                 stack=block.stack,
+                weight_kind=block.weight_kind if block.category is Category.WEIGHT else None,
             )
             for block in alive[:top]
         )

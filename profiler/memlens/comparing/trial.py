@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from memlens.comparing.job import ComparedJob
 from memlens.comparing.results import PeakResult, Result, Status
+from memlens.disk.headers import PARTIAL
 from memlens.errors import CaptureError
 from memlens.launch.environment import VARIANT, VARIANT_OUT
 
@@ -112,6 +113,8 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
         capture = load(run)
     except CaptureError as error:
         return Result(name, Status.FAILED, str(error), run=str(run), replaced=replaced)
+    if partial := _problems(capture, stopped=True):
+        return Result(name, Status.FAILED, partial[0], run=str(run), replaced=replaced, notes=notes)
     losses = next((tuple(each["losses"]) for each in witnesses if each["losses"]), ())
     steps, step_time_ns = _steps(capture)
     return Result(
@@ -148,9 +151,17 @@ def _steps(capture: Capture) -> tuple[int, int | None]:
     return len(steps), int(statistics.median(times)) if times else None
 
 
+def _problems(capture: Capture, *, stopped: bool) -> list[str]:
+    """What went wrong in recording: what has stopped it, or all else."""
+    problems = [problem for rank in capture.ranks for problem in rank.coverage.problems]
+    return [each for each in dict.fromkeys(problems) if each.endswith(PARTIAL) is stopped]
+
+
 def _doubts(capture: Capture) -> list[str]:
+    """What to know before believing a peak."""
     lost = sum(rank.coverage.lost_events for rank in capture.ranks)
-    return [f"{lost} allocations were lost: the peak may be higher"] if lost else []
+    more = [f"{lost} allocations were lost: the peak may be higher"] if lost else []
+    return _problems(capture, stopped=False) + more
 
 
 def _why(errors: Path, code: int) -> tuple[Status, str]:

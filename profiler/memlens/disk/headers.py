@@ -9,10 +9,13 @@ from typing import Any
 from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, read_json
 from memlens.errors import CaptureError
 
-__all__ = ["MOST", "RANK_FIELDS", "RUN_FIELDS", "one_line", "read_header"]
+__all__ = ["MOST", "PARTIAL", "RANK_FIELDS", "RUN_FIELDS", "one_line", "read_header"]
 
 MOST = 2**62
 """Every number in a capture is smaller; sums and differences of two then fit into 64 bits."""
+
+PARTIAL = "the capture is partial"
+"""Ends a problem that has stopped the recording; what the job did afterwards is not in the capture."""
 
 
 def _is_text(value: object) -> bool:

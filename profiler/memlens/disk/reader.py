@@ -6,7 +6,7 @@ before them in all streams together, so the longest beginning in which nothing i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from memlens.disk.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, batch_checksum, codes
 from memlens.disk.headers import MOST, RANK_FIELDS, one_line, read_header
 from memlens.errors import CaptureError
-from memlens.events import Action, Category, Certainty, MarkKind, NameKind
+from memlens.events import Action, Category, Certainty, MarkKind, NameKind, WeightKind
 
 __all__ = ["NameTables", "RankData", "read_rank"]
 
@@ -33,6 +33,7 @@ _ENUMS: dict[tuple[str, str], type[Enum]] = {
 }
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, KeyError)
 _NAME_KINDS = list(NameKind)
+_WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class NameTables:
     scope: dict[int, tuple[str, str]]
     stack: dict[int, tuple[int, str, str]]
     """Number of the frame that called it, function, file:line."""
+    weight_kind: dict[int, WeightKind] = field(default_factory=dict)
+    """Of the tensors of which it is known."""
 
 
 @dataclass(frozen=True)
@@ -265,4 +268,9 @@ def _names(columns: dict[str, Array]) -> NameTables:
         {number: text for number, (_, text, _) in tables[NameKind.TENSOR].items()},
         {number: (text, detail) for number, (_, text, detail) in tables[NameKind.SCOPE].items()},
         tables[NameKind.STACK],
+        {
+            number: _WEIGHT_KINDS[detail]
+            for number, (_, _, detail) in tables[NameKind.TENSOR].items()
+            if detail in _WEIGHT_KINDS
+        },
     )

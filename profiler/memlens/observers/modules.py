@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch.nn.modules import module as torch_module
 
 from memlens import torch_private
-from memlens.events import MarkKind, NameKind
-from memlens.observers.parameters import Parameters
+from memlens.adapters import WeightAdapters
+from memlens.events import Category, MarkKind, NameKind
+from memlens.observers.parameters import Parameters, kind_of
 from memlens.recording.recorder import Recorder
 from memlens.recording.storages import first_tensor
 
@@ -47,6 +48,9 @@ class ModuleObserver:
         self._named: set[int] = set()
         self._called: set[int] = set()
         self._prefixes: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
+        """What the names of a module's own parameters begin with."""
+        self._adapters = WeightAdapters(recorder)
         self._flow_hooks: dict[int, Callable[..., None]] = {}
         self._stack: list[int] = []
         self._last_node = -1
@@ -107,11 +111,19 @@ class ModuleObserver:
         self._stack.clear()
 
     def name_all(self) -> None:
-        """Name also the models that were never called (a copy that holds a moving average)."""
+        """Name also the models that were never called (a copy that holds a moving average).
+
+        Kinds of weights are told once more: a job may freeze some of them on the way.
+        """
         for ref in list(self._refs.values()):
             module = ref()
             if module is not None and self._ids.get(id(module)) not in self._named:
                 self._name_tree(self._top(module))
+        alive = [ref() for ref in list(self._refs.values())]
+        self._tell_kinds([module for module in alive if module is not None])
+        for known, tensor in self._parameters.alive():
+            if known.kind is None and known.category is Category.WEIGHT:  # of no module
+                self._parameters.tell_kind(tensor, kind_of(tensor))
 
     # -- hooks ---------------------------------------------------------------------------------
 
@@ -220,12 +232,12 @@ class ModuleObserver:
         """Give a model's modules, parameters and buffers their qualified names."""
         prefix = self._prefix(top)
         pending = [(top, prefix.rstrip("."), prefix)]
-        seen: set[int] = set()
+        seen: dict[int, torch.nn.Module] = {}
         while pending:
             module, text, prefix = pending.pop()
             if id(module) in seen:
                 continue
-            seen.add(id(module))
+            seen[id(module)] = module
             kind = type(module).__name__
             number = self._ids.get(id(module))
             if number is None:
@@ -233,6 +245,7 @@ class ModuleObserver:
             else:
                 self._recorder.names.rename(NameKind.MODULE, number, text or kind, kind)
             self._named.add(number)
+            self._paths[number] = prefix
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None:
                     self._parameters.rename(tensor, prefix + name, number)
@@ -245,6 +258,26 @@ class ModuleObserver:
                     pending.append((child, text, prefix))
                 else:
                     pending.append((child, prefix + name, f"{prefix}{name}."))
+        self._tell_kinds(seen.values())
+
+    def _tell_kinds(self, modules: Iterable[torch.nn.Module]) -> None:
+        """Say of which kind the weights of named modules are; adapters know some of them better."""
+        modules = list(modules)
+        declared = set()
+        for module in modules:
+            number = self._ids[id(module)]
+            path = self._paths.get(number, f"{type(module).__name__}.")
+            for name, tensor, kind in self._adapters.weights(module):
+                # What no module has registered, such as scales, becomes known by this.
+                known = self._parameters.learn(tensor, path + name, number)
+                if known.text != path + name:
+                    self._parameters.rename(tensor, path + name, known.module)
+                self._parameters.tell_kind(tensor, kind)
+                declared.add(id(tensor))
+        for module in modules:
+            for weight in [*module._parameters.values(), *module._buffers.values()]:
+                if weight is not None and id(weight) not in declared:
+                    self._parameters.tell_kind(weight, kind_of(weight))
 
     def _prefix(self, top: torch.nn.Module) -> str:
         """The first model's names stand alone; those of further models begin with their class."""

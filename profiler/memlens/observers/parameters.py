@@ -13,10 +13,11 @@ import torch
 
 from memlens import torch_private
 from memlens.disk.format import codes
-from memlens.events import Category, NameKind
+from memlens.events import Category, NameKind, WeightKind
 from memlens.recording.recorder import Recorder
+from memlens.recording.storages import is_quantised
 
-__all__ = ["Known", "Parameters", "may_read_gradients"]
+__all__ = ["Known", "Parameters", "kind_of", "may_read_gradients"]
 
 _GRADIENT = codes(Category)["gradient"]
 _ENGINE_CODE = torch_private.backward_engine_code()
@@ -29,6 +30,7 @@ class Known:
         "address",
         "category",
         "grad_address",
+        "kind",
         "module",
         "name",
         "ours",
@@ -42,6 +44,8 @@ class Known:
         self, tensor: torch.Tensor, category: Category, name: int, text: str, module: int
     ) -> None:
         self.text = text
+        self.kind: WeightKind | None = None
+        """None: not told yet."""
         self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
         self.category = category
         self.name = name
@@ -107,10 +111,24 @@ class Parameters:
 
     def rename(self, tensor: torch.Tensor, text: str, module: int) -> None:
         """Give a parameter or buffer its qualified name."""
+        known = self.find(tensor)
+        if known is not None:
+            known.text = text  # first, so that memory which it has left has this name, too
         known = self.learn(tensor, text, module)
-        self._names.rename(NameKind.TENSOR, known.name, text)
         known.text = text
         known.module = module
+        self._write_name(known)
+
+    def tell_kind(self, tensor: torch.Tensor, kind: WeightKind) -> None:
+        """Say who may change a known parameter or buffer, and in which form it is kept."""
+        known = self.find(tensor)
+        if known is not None and known.kind is not kind:
+            known.kind = kind
+            self._write_name(known)
+
+    def _write_name(self, known: Known) -> None:
+        detail = known.kind.value if known.kind is not None else ""
+        self._names.rename(NameKind.TENSOR, known.name, known.text, detail)
 
     def find(self, tensor: torch.Tensor) -> Known | None:
         """What is known of a tensor."""
@@ -186,14 +204,27 @@ class Parameters:
 
     def _tag(self, known: Known, tensor: torch.Tensor) -> None:
         address = _address(tensor)
-        if address and address == known.address:
-            storage = known.storage
-            if storage is not None and storage() is not None:
-                return
+        if address and not _has_moved(known, address):
+            return
+        if known.kind is None and known.address and known.category is Category.WEIGHT:
+            # Cast or quantised after it was made and before its model was called. What it has become
+            # is no kind for the memory that it was in, which keeps the old name for itself.
+            known.kind = kind_of(tensor)
+            self._write_name(known)
+            known.name = self._names.new(NameKind.TENSOR, known.text, known.kind.value)
         known.address = address
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None
         self._recorder.tag(tensor, known.category, known.name, module=known.module)
+
+
+def kind_of(tensor: torch.Tensor) -> WeightKind:
+    """What can be told of a weight without knowing the library that made it."""
+    if is_quantised(tensor):
+        return WeightKind.QUANTISED
+    if tensor.requires_grad and tensor.is_leaf:
+        return WeightKind.TRAINABLE
+    return WeightKind.FROZEN if isinstance(tensor, torch.nn.Parameter) else WeightKind.BUFFER
 
 
 def may_read_gradients() -> bool:
@@ -211,6 +242,14 @@ def may_read_gradients() -> bool:
                 return False
             frame = frame.f_back
     return True
+
+
+def _has_moved(known: Known, address: int) -> bool:
+    """Whether a tensor at this address is in another storage than the one that was tagged last."""
+    if address != known.address:
+        return True
+    # Gone: the address was given out again since then.
+    return known.storage is not None and known.storage() is None
 
 
 def _nothing() -> None:

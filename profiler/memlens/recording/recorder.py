@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from memlens.disk.format import codes
+from memlens.disk.headers import PARTIAL
 from memlens.disk.writer import RankWriter, make_batch
 from memlens.events import Action, Category, Certainty, MarkKind
 from memlens.recording.names import Names
@@ -148,7 +149,7 @@ class Recorder:
         self.active = False
         self.complain(
             f"{observer} failed ({type(error).__name__}: {error}); "
-            "recording stopped there and the capture is partial",
+            f"recording stopped there and {PARTIAL}",
             "; the training goes on",
         )
         with suppress(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["first_tensor", "live_tensors", "storages", "tensors_in"]
+__all__ = ["first_tensor", "is_quantised", "live_tensors", "storages", "tensors_in"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MAX_DEPTH = 6
@@ -36,6 +36,26 @@ def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int]
         return
     if address:
         yield address - int(tensor.storage_offset()) * tensor.element_size(), tensor.nbytes
+
+
+def is_quantised(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is kept in fewer bits than its own dtype has.
+
+    That is so for a wrapper subclass whose largest inner tensor, the codes, has narrower elements
+    than the wrapper (torchao's quantised weights). DTensor, nested and sparse ones keep the dtype.
+    """
+    if type(tensor) in _PLAIN or not is_traceable_wrapper_subclass(tensor):
+        return False
+    largest = max(_innermost(tensor), key=lambda inner: inner.nbytes, default=tensor)
+    return largest.element_size() < tensor.element_size()
+
+
+def _innermost(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    if type(tensor) in _PLAIN or not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for attribute in tensor.__tensor_flatten__()[0]:
+        yield from _innermost(getattr(tensor, attribute))
 
 
 def _sparse_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

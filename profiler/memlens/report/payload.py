@@ -2,7 +2,8 @@
 
 Keys are only ever added. Sizes are whole bytes, times nanoseconds since the Unix epoch
 (`elapsed_ns`: since the rank's first event), and `null` means unknown. `categories` always sums to
-the total beside it. With rollup, the five published names stand wherever a category would.
+the total beside it, and `weight_kinds` to the weights there. With rollup, the five published names
+stand wherever a category would.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from memlens.events import Category
+from memlens.events import Category, WeightKind
 from memlens.palette import series_of
 from memlens.report.view import (
-    Moment,
     RankView,
     ReportOptions,
     choose_ranks,
@@ -23,7 +23,7 @@ from memlens.report.view import (
 )
 
 if TYPE_CHECKING:
-    from memlens.answers import Allocation, Growth, ModuleUsage, Peak, Step
+    from memlens.answers import Allocation, Growth, ModuleUsage, Step
     from memlens.capture import Capture
 
 __all__ = ["payload"]
@@ -69,12 +69,12 @@ class _Writer:
         return {
             "rank": view.rank.rank,
             "device": view.rank.device,
-            "peak": self._peak(view.peak, view.start_ns),
+            "peak": self._peak(view),
             "steps": [self._step(step) for step in view.steps],
             "events": view.rank.events,
             "lost_events": coverage.lost_events,
             "coverage": asdict(coverage),
-            "at": self._moment(view.moment, view.inferred_bytes),
+            "at": self._moment(view),
             "modules": [self._module(usage) for usage in view.modules[: self._top]],
             "allocations": [self._allocation(block) for block in view.allocations[: self._top]],
             "allocations_count": len(view.allocations),
@@ -84,16 +84,18 @@ class _Writer:
     def _categories(self, categories: Mapping[Category, int]) -> dict[str, int]:
         return {each.key: each.amount(categories) for each in self._series}
 
-    def _peak(self, peak: Peak, start_ns: int) -> Json:
+    def _peak(self, view: RankView) -> Json:
+        peak = view.peak
         return {
             "time_ns": peak.time_ns,
-            "elapsed_ns": peak.time_ns - start_ns,
+            "elapsed_ns": peak.time_ns - view.start_ns,
             "step": peak.step,
             "phase": peak.phase.value,
             "module": peak.module,
             "allocated_bytes": peak.allocated_bytes,
             "reserved_bytes": peak.reserved_bytes,
             "categories": self._categories(peak.categories),
+            "weight_kinds": _weight_kinds(view.peak_weight_kinds),
         }
 
     def _step(self, step: Step) -> Json:
@@ -108,15 +110,17 @@ class _Writer:
             "end_categories": self._categories(step.end_categories),
         }
 
-    def _moment(self, moment: Moment, inferred: Mapping[Category, int]) -> Json:
+    def _moment(self, view: RankView) -> Json:
         """The moment that modules and allocations describe: the peak, or that of a given step."""
+        moment = view.moment
         return {
             "time_ns": moment.time_ns,
             "step": moment.step,
             "phase": moment.phase.value if moment.phase else None,
             "allocated_bytes": moment.allocated_bytes,
             "categories": self._categories(moment.categories),
-            "inferred": self._categories(inferred),
+            "inferred": self._categories(view.inferred_bytes),
+            "weight_kinds": _weight_kinds(view.weight_kinds),
         }
 
     def _module(self, usage: ModuleUsage) -> Json:
@@ -133,7 +137,12 @@ class _Writer:
             "category": self._name[block.category],
             "certainty": block.certainty.value,
             "phase": block.phase.value,
+            "weight_kind": block.weight_kind.value if block.weight_kind else None,
         }
 
     def _growth(self, group: Growth) -> Json:
         return asdict(group) | {"category": self._name[group.category]}
+
+
+def _weight_kinds(kinds: Mapping[WeightKind, int]) -> dict[str, int]:
+    return {kind.value: size for kind, size in kinds.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from memlens.events import Category, Certainty
+from memlens.events import Category, Certainty, WeightKind
 from memlens.report.text import count, frame_text, plain, shorten, user_frames
 from memlens.units import format_bytes, format_duration_ns
 
@@ -26,6 +26,7 @@ __all__ = [
     "make_table",
     "modules_table",
     "steps_table",
+    "weight_kinds_line",
 ]
 
 MANY_STEPS = 12
@@ -92,6 +93,16 @@ def categories_table(
         style="bold",
     )
     return table
+
+
+def weight_kinds_line(view: RankView) -> Text | None:
+    """What the weights consist of; None where they merely train, next to buffers, or are not told."""
+    kinds = view.weight_kinds
+    plain_kinds = {WeightKind.BUFFER, WeightKind.UNKNOWN}
+    if sum(size > 0 for kind, size in kinds.items() if kind not in plain_kinds) < 2:
+        return None
+    parts = [f"{kind.value} {format_bytes(size)}" for kind, size in kinds.items() if size]
+    return Text("weight: " + ", ".join(parts))
 
 
 def steps_table(view: RankView, series: Sequence[Series], ink: Ink, *, width: int) -> Table:

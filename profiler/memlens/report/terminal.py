@@ -190,6 +190,8 @@ def _print_categories(
     name = "at the peak" if view.at_peak else f"step {view.moment.step} peak"
     _section(console, "By the five published names" if options.rollup else "By category")
     console.print(tables.categories_table(view, series, ink, width=console.width, moment_name=name))
+    if kinds := tables.weight_kinds_line(view):
+        console.print(kinds)
     if any(view.inferred_bytes.values()):
         console.print(
             Text(

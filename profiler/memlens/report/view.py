@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memlens.errors import UsageError
-from memlens.events import Category, Certainty, Phase
+from memlens.events import Category, Certainty, Phase, WeightKind
 from memlens.report.text import count
 from memlens.units import format_bytes, format_duration_ns
 
@@ -79,6 +79,10 @@ class RankView:
     growth: tuple[Growth, ...]
     inferred_bytes: Mapping[Category, int]
     """Bytes at the moment whose category was concluded, not declared by an object we know."""
+    weight_kinds: Mapping[WeightKind, int]
+    """Bytes of weights at the moment, by kind; they sum to the category weight."""
+    peak_weight_kinds: Mapping[WeightKind, int]
+    """The same at the peak of the run."""
 
     @property
     def at_peak(self) -> bool:
@@ -136,6 +140,8 @@ def view_rank(rank: RankCapture, options: ReportOptions) -> RankView:
         allocations=alive,
         growth=rank.growth(options.top),
         inferred_bytes=inferred,
+        weight_kinds=rank.weights_at(at_ns),
+        peak_weight_kinds=rank.weights_at(),
     )
 
 
