@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from peft import LoraConfig, get_peft_model
 
-from common import command_line, print_checksum, print_size, read_text
+from common import command_line, print_checksum, read_text
 from language_model import build_model, get_batch
 
 
@@ -15,7 +15,6 @@ def main() -> None:
     text = read_text()
     config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear")
     model = get_peft_model(build_model(args.seq), config)
-    print_size(model)
     model.print_trainable_parameters()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2)

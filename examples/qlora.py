@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from common import command_line, print_checksum, print_size, read_text
+from common import command_line, print_checksum, read_text
 from language_model import build_model, get_batch
 
 
@@ -37,7 +37,6 @@ def main() -> None:
     )
     config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear")
     model = get_peft_model(model, config)
-    print_size(model)
     model.print_trainable_parameters()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = bnb.optim.AdamW8bit(trainable, lr=1e-2)

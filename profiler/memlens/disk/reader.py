@@ -221,21 +221,21 @@ def _columns(table: pa.Table, name: str, devices: int) -> dict[str, Array]:
         "allocated_bytes": (0, MOST),
         "value": (-MOST, MOST),
     }
-    for field in table.column_names:
-        column = table.column(field)
+    for key in table.column_names:
+        column = table.column(key)
         if column.null_count:
-            raise ValueError(f"{name} has no {field} in some rows")
-        enum = _ENUMS.get((name, field))
+            raise ValueError(f"{name} has no {key} in some rows")
+        enum = _ENUMS.get((name, key))
         if enum is not None:
-            columns[field] = _positions(column, enum)
+            columns[key] = _positions(column, enum)
         elif pa.types.is_string(column.type):
-            columns[field] = np.array(column.to_pylist(), object)
+            columns[key] = np.array(column.to_pylist(), object)
         else:
-            columns[field] = column.to_numpy()
-        low, high = bounds.get(field, (None, None))
-        values = columns[field]
+            columns[key] = column.to_numpy()
+        low, high = bounds.get(key, (None, None))
+        values = columns[key]
         if low is not None and len(values) and not low <= values.min() <= values.max() < high:
-            raise ValueError(f"{name} has {field} between {values.min()} and {values.max()}")
+            raise ValueError(f"{name} has {key} between {values.min()} and {values.max()}")
     if "allocated_bytes" in columns and columns["allocated_bytes"].sum(dtype=float) >= MOST:
         raise ValueError(f"{name} allocate more than any machine has")
     return columns
