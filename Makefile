@@ -40,6 +40,7 @@ demo: setup ## profile a short training of a small Llama and print the report
 	    "  everything, for programs:                $(BIN)/memlens report $$run --json" \
 	    "  curves and pictures in TensorBoard:      $(BIN)/memlens export $$run --to tensorboard" \
 	    "  your own training, unchanged:            $(BIN)/memlens run your_script.py its arguments" \
+	    "  the same with other optimizers:          $(BIN)/memlens compare examples/language_model.py --optimizer adamw,adamw-r,lion" \
 	    "  all commands:                            $(BIN)/memlens --help"
 
 test: setup ## run the tests, without the slow ones
@@ -58,13 +59,15 @@ lint: setup ## check style and types
 	@echo "==> ruff check" && $(BIN)/ruff check -q .
 	@echo "==> ruff format --check" && $(BIN)/ruff format -q --check .
 	@echo "==> mypy --strict" && $(BIN)/mypy
+	@echo "==> README's table of optimizers" && $(BIN)/python tools/readme_tables.py --check
 
 format: setup ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## measure what profiling costs, side by side with other profilers
+bench: setup ## measure what profiling costs, and our optimizers, side by side with others
 	@$(BIN)/python tools/bench.py
+	@$(BIN)/python tools/bench_optim.py
 
 clean: ## remove .venv, caches and build outputs; captures in memlens-runs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

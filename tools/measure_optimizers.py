@@ -44,11 +44,12 @@ def main() -> None:
         "python": platform.python_version(),
         "device": "cpu",
         "command": "memlens optimizers NAME --measure",
-        "rows": {name: rows[name] for name in CATALOGUE if name in rows},
     }
     # A row a line: a change of one figure is a change of one line.
-    body = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in facts["rows"].items())
-    head = json.dumps({k: v for k, v in facts.items() if k != "rows"}, indent=1)[:-2]
+    body = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in CATALOGUE if name in rows
+    )
+    head = json.dumps(facts, indent=1)[:-2]
     FILE.write_text(f'{head},\n "rows": {{\n{body}\n }}\n}}\n')
     print(f"wrote {Path(FILE).name}")
 

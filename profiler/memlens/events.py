@@ -84,7 +84,7 @@ class WeightKind(str, Enum):
     TRAINABLE = "trainable"
     """A parameter that takes one."""
     UNKNOWN = "unknown"
-    """Never told: the job was killed before its model was called, or the capture is older."""
+    """Never told: it, or the job, was gone before its model was called; or the capture is older."""
 
 
 ROLLUP: dict[str, tuple[Category, ...]] = {

@@ -112,7 +112,7 @@ def test_flat_partitions_are_vectors() -> None:
 
 
 def test_cards() -> None:
-    gpu = Gpu("small", find_gpu("1GiB").total_bytes)
+    gpu = Gpu("small", find_gpu("2GiB").total_bytes)
     usable = gpu.usable_bytes
     adamw, sgd = find("adamw"), find("sgd")
     assert estimate(sgd, usable // 8, "fp32").cards(gpu) == 1

@@ -38,6 +38,31 @@ def test_measuring_again(name: str) -> None:
         assert found == row
 
 
+BROKEN = """
+import sys
+from memlens.observers.parameters import Parameters
+from memlens.variants.measure import main
+
+def fail(*args, **kwargs):
+    raise RuntimeError("broken on purpose")
+
+Parameters.forget_gradients = fail
+sys.argv = ["measure", "sgd"]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_an_incomplete_capture_gives_no_figures() -> None:
+    """An observer that fails would leave zeros that look like any other figure."""
+    words = [sys.executable, "-c", BROKEN]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("memlens: not measured, the capture is incomplete: ")
+    assert "broken on purpose" in last
+
+
 def test_a_wrong_name_is_one_line() -> None:
     words = [sys.executable, "-m", "memlens.variants.measure", "adamm"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def a_small_world() -> None:
-    """Put all that is there by now out of the garbage collector's sight.
-
-    Jobs begin with a full collection, and sessions with a walk over all objects. Both take a fraction of
-    a second with what tests import, and a few milliseconds without. What the tests before have left in
-    memory (a compiler's caches) is hidden as well.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

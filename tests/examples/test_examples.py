@@ -7,14 +7,15 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import memlens
-from memlens.events import Category
+from memlens.events import Category, WeightKind
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = Path(sys.executable).parent
@@ -33,8 +34,10 @@ class Example:
     named_launcher: bool = False
     """Start it as `memlens run -- LAUNCHER script`, not as `memlens run script`."""
     ranks: int = 1
-    moments: int = 2
-    """Optimizer state, in values per parameter value."""
+    moments: float = 2
+    """Optimizer state, in float32 per value that is trained."""
+    fixed: Mapping[WeightKind, int] = field(default_factory=dict)
+    """Bytes of weights that are not trained, if not all are; without buffers."""
     one_thread: bool = False
 
     def plain_command(self) -> list[str]:
@@ -48,6 +51,18 @@ class Example:
 
 
 LLAMA = ("--batch", "2", "--seq", "64")
+LINEAR = {(256, 256): 4 * 8, (256, 768): 3 * 8}
+"""The Llama's linear layers: how many of which shape."""
+LINEAR_VALUES = sum(rows * columns * count for (rows, columns), count in LINEAR.items())
+OTHER_VALUES = 2 * 256 * 256 + (2 * 8 + 1) * 256
+"""Embedding, head and norms."""
+NF4 = {
+    LINEAR_VALUES // 2: "two codes in a byte",
+    LINEAR_VALUES // 64: "a scale for each block of 64, itself a code of 8 bits",
+    LINEAR_VALUES // 64 // 256 * FLOAT32_BYTES: "a scale for each block of 256 scales",
+    sum(LINEAR.values()) * FLOAT32_BYTES * (16 + 256 + 1): "two code books and an offset each",
+}
+"""Bytes of the linear layers in 4 bits, quantised twice, as bitsandbytes keeps them."""
 
 EXAMPLE_RUNS = [
     Example("language_model.py", LLAMA, steps=6),
@@ -69,6 +84,23 @@ EXAMPLE_RUNS = [
         named_launcher=True,
         ranks=2,
         one_thread=True,
+    ),
+    Example(
+        "lora.py",
+        LLAMA,
+        steps=6,
+        fixed={WeightKind.FROZEN: (LINEAR_VALUES + OTHER_VALUES) * FLOAT32_BYTES},
+    ),
+    Example(
+        "qlora.py",
+        LLAMA,
+        steps=6,
+        # A code of 8 bits for each value, and a float32 for each block of 256 of them; twice.
+        moments=2 * (1 + FLOAT32_BYTES / 256) / FLOAT32_BYTES,
+        fixed={
+            WeightKind.QUANTISED: sum(NF4),
+            WeightKind.FROZEN: OTHER_VALUES * FLOAT32_BYTES,
+        },
     ),
 ]
 
@@ -130,10 +162,13 @@ def losses(stdout: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"^step \d+ loss (\S+)$", stdout, re.MULTILINE)]
 
 
-def parameter_bytes(stdout: str) -> int:
-    match = re.search(r"^(\d+) parameters$", stdout, re.MULTILINE)
+def trained_bytes(stdout: str) -> int:
+    """Bytes of the parameters that are trained, by what the example says of itself."""
+    match = re.search(
+        r"^(?:trainable params: )?([\d,]+) (?:parameters$|\|\|)", stdout, re.MULTILINE
+    )
     assert match is not None
-    return FLOAT32_BYTES * int(match[1])
+    return FLOAT32_BYTES * int(match[1].replace(",", ""))
 
 
 def test_trains_without_memlens(example: Example, plain: subprocess.CompletedProcess[str]) -> None:
@@ -194,15 +229,24 @@ def test_what_is_known_beforehand_is_found(
     example: Example, plain: subprocess.CompletedProcess[str], profiled: Profiled
 ) -> None:
     """Weights, gradients and optimizer state have sizes that follow from the model alone."""
-    model_bytes = parameter_bytes(plain.stdout)
+    trained = trained_bytes(plain.stdout)
+    weights = trained + sum(example.fixed.values())
+    state = round(example.moments * trained)
+    how = WeightKind.ADAPTER if example.fixed else WeightKind.TRAINABLE
     for rank in memlens.load(profiled.capture).ranks:
         steps = rank.steps()
         assert example.steps <= len(steps) <= example.steps + 1  # what follows the last
         # The last of these may lie after the training, so look at the one before it.
         end = steps[-2].end_categories
         # Above the plain sum: buffers (running statistics, rotary tables) and step counters.
-        assert model_bytes <= end[Category.WEIGHT] < 1.01 * model_bytes
-        state = example.moments * model_bytes
+        assert weights <= end[Category.WEIGHT] < 1.01 * weights
         assert state <= end[Category.OPTIMIZER_STATE] < 1.01 * state
-        assert end[Category.GRADIENT] == model_bytes
+        assert end[Category.GRADIENT] == trained
         assert end[Category.MASTER_WEIGHT] == 0
+        kinds = rank.weights_at(steps[-2].end_ns)
+        assert sum(kinds.values()) == end[Category.WEIGHT]
+        kinds.pop(WeightKind.BUFFER)
+        assert {kind: size for kind, size in kinds.items() if size} == {
+            **example.fixed,
+            how: trained,
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
@@ -26,13 +25,6 @@ def libraries_are_at_work() -> None:
         parameter.grad = torch.zeros(4096)
         with torch.compiler.set_stance("force_eager"):
             make([parameter]).step()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def a_small_world() -> None:
-    """Put all that is there by now out of the garbage collector's sight: jobs collect in full."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

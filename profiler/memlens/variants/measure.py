@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import memlens
+from memlens.answers import Coverage
 from memlens.catalogue.row import Row
 from memlens.catalogue.table import find
 from memlens.catalogue.variant import Variant
@@ -68,6 +69,9 @@ def measure(row: Row) -> dict[str, Any]:
 
     Returns:
         What the module's text says, by dtype.
+
+    Raises:
+        MemlensError: the library is missing, or the recording was incomplete.
     """
     torch.set_num_threads(1)
     # In children, one after the other: no job may find in memory what another has left there.
@@ -93,6 +97,7 @@ def _measure(name: str, dtype: str, what: str, no_retain_grad: bool) -> dict[str
         with session:
             moments = _train(variant, _DTYPES[dtype], what)
         rank = session.capture.ranks[0]
+        _check(rank.coverage)
     begin, before, after = moments
     held = rank.categories_at(after)
     if what != "stack":
@@ -117,6 +122,17 @@ def _measure(name: str, dtype: str, what: str, no_retain_grad: bool) -> dict[str
         else rank.categories_at(before)[Category.GRADIENT],
         "optimizer_temporary": most(kind, since),
     }
+
+
+def _check(coverage: Coverage) -> None:
+    """Refuse to give figures from a capture that lacks something: they would look like others.
+
+    Raises:
+        MemlensError: something went wrong while recording.
+    """
+    if not coverage.complete:
+        reason = "; ".join(coverage.problems) or f"{coverage.lost_events} events were lost"
+        raise MemlensError(f"not measured, the capture is incomplete: {reason}")
 
 
 def _train(variant: Variant, dtype: torch.dtype, what: str) -> tuple[int, int, int]:
