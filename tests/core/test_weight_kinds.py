@@ -373,9 +373,7 @@ def test_qlora_has_state_for_its_adapters_alone(tmp_path: Path) -> None:
 def test_codes_and_scales_of_8_bit_weights(called: bool, tmp_path: Path) -> None:
     """The first call moves the scales from the parameter to the layer."""
     with memlens.profile(out=tmp_path / "run") as session:
-        layer: nn.Module = Linear8bitLt(  # type: ignore[no-untyped-call]
-            IN, HIDDEN, bias=False, has_fp16_weights=False
-        )
+        layer: nn.Module = Linear8bitLt(IN, HIDDEN, bias=False, has_fp16_weights=False)
         model = nn.Sequential(layer).to("cpu")
         if called:
             model(torch.randn(BATCH, IN))

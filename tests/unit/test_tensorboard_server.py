@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import html
 import io
-import json
 import re
-import socket
-import subprocess
-import sys
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.support.fake_capture import START_NS
 from tests.support.llama_job import llama_job
+from tests.support.tensorboard_server import ask, tensorboard
 
 from memlens.exporters import export
 
@@ -46,48 +41,8 @@ def read(folder: Path) -> EventAccumulator:
 @pytest.fixture(scope="module")
 def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A TensorBoard on loopback, as a user starts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tensorboard.main", "--logdir", str(exported)),
-                *("--host", "127.0.0.1", "--port", str(port), "--reload_interval", "1"),
-            ],
-            stdout=stream,
-            stderr=stream,
-        )
-        try:
-            deadline = time.monotonic() + 60
-            url = f"http://127.0.0.1:{port}"
-            while True:
-                try:
-                    if len(ask(url, "/data/plugin/scalars/tags")) == 3:
-                        break
-                except OSError:
-                    pass
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def ask(url: str, path: str, body: object = None, **query: str) -> Any:
-    """One answer of the server; never by way of a proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(
-        f"{url}{path}?{urllib.parse.urlencode(query)}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with opener.open(request, timeout=10) as answer:
-        text = answer.read()
-    return json.loads(text) if path != "/data/plugin/images/individualImage" else text
+    with tensorboard(exported, tmp_path_factory.mktemp("server") / "log", runs=3) as url:
+        yield url
 
 
 def test_the_server_lists_our_scalars(server: str, exported: Path) -> None:
