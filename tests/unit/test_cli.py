@@ -77,6 +77,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     answer = run_python("-c", PROBE.format(heavy=HEAVY), *arguments)
     assert answer.stderr == "exit 0\n[]\n"
     assert "memlens" in answer.stdout
+    assert "\\b" not in answer.stdout
 
 
 def test_importing_memlens_imports_nothing_heavy() -> None:

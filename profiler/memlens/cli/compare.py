@@ -100,7 +100,7 @@ def command(
     tensorboard: Path | None,
     stacks: bool,
 ) -> int:
-    r"""Run a job once per optimizer, each in a process of its own, side by side.
+    """Run a job once per optimizer, each in a process of its own, side by side.
 
     \b
     memlens compare train.py --lr 1e-3 --optimizer adamw,adamw8bit,adamw-r
@@ -109,7 +109,7 @@ def command(
 
     The script is unchanged: whatever optimizer it constructs is replaced. Options of ours may stand
     before or after its name; words behind `--` are the job's alone.
-    """
+    """  # noqa: D301  \b is for click
     from memlens.comparing.capacity import parse_capacity
     from memlens.comparing.compare import compare_trials, trials_of
     from memlens.comparing.progress import make_progress

@@ -82,7 +82,7 @@ def command(
     stack_depth: int | None,
     device: str | None,
 ) -> None:
-    r"""Profile a training job; the script is unchanged.
+    """Profile a training job; the script is unchanged.
 
     \b
     memlens run train.py --lr 1e-3
@@ -91,7 +91,7 @@ def command(
 
     The job sees its own arguments, working directory, output, signals and exit code. Every process
     of it that trains a model is recorded, each into a folder of its own within the run's folder.
-    """
+    """  # noqa: D301  \b is for click
     from memlens.launch.command import become, parse_job
     from memlens.launch.environment import job_environment
     from memlens.options import Options, parse_steps
