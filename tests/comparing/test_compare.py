@@ -47,7 +47,7 @@ def script(folder: Path, extra: str = "pass", name: str = "train.py") -> Path:
 
 
 def compare(*words: str, cwd: Path, code: int = 0) -> dict[str, Any]:
-    done = run_memlens("compare", *words, "--json", cwd=cwd)
+    done = run_memlens("compare", "--json", *words, cwd=cwd)
     assert done.returncode == code, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -149,6 +149,17 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     saved = by_name(json.loads((tmp_path / "all" / "comparison.json").read_text()))
     assert [each["status"] for each in saved.values()] == ["ok", "failed", "ok"]
     assert {"comparison.csv", "chart.svg", "chart.png"} <= set(os.listdir(tmp_path / "all"))
+
+
+def test_the_reason_is_the_job_s_and_not_its_launcher_s(tmp_path: Path) -> None:
+    script(tmp_path, "raise ValueError('the reason')")
+    words = ("torchrun", "--standalone", "--nproc-per-node", "1", "train.py")
+    found = compare("--optimizer", "sgd", "--", *words, cwd=tmp_path, code=1)
+    assert found["variants"][0]["reason"] == "ValueError: the reason"
+    usage = "import argparse; argparse.ArgumentParser('job').error('a word too many')"
+    write_script(tmp_path / "usage.py", usage)
+    found = compare("usage.py", "--optimizer", "sgd", cwd=tmp_path, code=1)
+    assert found["variants"][0]["reason"] == "error: a word too many"
 
 
 def test_a_recording_that_stopped_is_no_result(tmp_path: Path) -> None:

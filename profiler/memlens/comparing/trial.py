@@ -27,7 +27,8 @@ __all__ = ["run_trial"]
 POLL_S = 0.1
 _OURS = re.compile(r"(?:\[rank\d+\]: *)?memlens\.errors\.(\w+): (.+)")
 _ERROR = re.compile(
-    r"(?:\[rank\d+\]: *)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(.*)"
+    r"(?:\[rank\d+\]: *)?"
+    r"(?:([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))|\S+: (error))(?:: ?(.*))?$"
 )
 
 
@@ -170,9 +171,13 @@ def _why(errors: Path, code: int) -> tuple[Status, str]:
     for line in lines:
         if match := _OURS.match(line.strip()):
             return Status.REFUSED, match[2]
-    for line in reversed(lines):
-        if match := _ERROR.match(line.strip()):
-            return Status.FAILED, f"{match[1].rpartition('.')[2]}: {match[2]}".rstrip(": ")
+    found = [match for line in lines if (match := _ERROR.match(line.strip()))]
+    # A launcher says at the end that one of its processes failed; why, that one has said before.
+    causes = [match for match in found if not (match[1] or "").endswith("ChildFailedError")]
+    if found:
+        match = (causes or found)[-1]
+        kind = (match[1] or match[2]).rpartition(".")[2]
+        return Status.FAILED, f"{kind}: {match[3] or ''}".rstrip(": ")
     told = [line.strip() for line in lines if line.strip() and "memlens: recorded" not in line]
     if code < 0:
         ended = f"ended by {signal.Signals(-code).name}"
