@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two at a time: most tests use one core, many wait for processes that they have started.
+PARALLEL := -n 2 --dist loadfile
 # Newer than both files it depends on: the environment is up to date, and nothing is done.
 STAMP := $(VENV)/.setup-done
 
@@ -45,7 +47,7 @@ demo: setup ## profile a short training of a small Llama and print the report
 
 test: setup ## run the tests, without the slow ones
 	@echo "==> tests"
-	@$(BIN)/pytest -q -m "not slow"
+	@$(BIN)/pytest -q $(PARALLEL) -m "not slow"
 
 test-slow: setup ## run the slow tests only
 	@echo "==> slow tests"
