@@ -259,7 +259,7 @@ def test_an_optimizer_that_cannot_be_replaced(tmp_path: Path) -> None:
         (["train.py", "--optimizer", "lomo+no-retain-grad"], "never retains gradients"),
         (["train.py", "--capacity", "24 parsecs"], "24 parsecs"),
         (["nowhere.py"], "no such script"),
-        (["--model", "lama-60m"], "llama-60m"),
+        (["--model", "lama-60m", "--batch", "1x8"], "llama-60m"),
         (["--bogus", "train.py"], "no such option: --bogus"),
         (["train.py", "--baseline", "best"], "no optimizer 'best'"),
     ],
