@@ -111,7 +111,7 @@ def interrupt_many(folder: Path, lives_s: list[float]) -> None:
         time.sleep(item[1])
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGINT
+        assert process.returncode == -signal.SIGINT, stderr
         [line] = ours(stderr)
         [rank] = memlens.load(run).ranks
         # Nothing at all is missing: what was taken from the source has reached the disk.
