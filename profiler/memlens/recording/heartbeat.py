@@ -7,11 +7,13 @@ main thread between two bytecodes (a pending call, as the interpreter's own sign
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 from contextlib import ExitStack
 from time import time_ns
 
 from memlens.recording.recorder import Recorder
+from memlens.recording.uninterrupted import held_back
 
 __all__ = ["Heartbeat"]
 
@@ -25,10 +27,15 @@ def _pending(_: object) -> int:
     # Lives as long as the process: a call may still be pending when its session has ended.
     heartbeat = _current
     if heartbeat is not None:
-        try:
-            heartbeat.beat()
-        except Exception as error:  # the interpreter would raise it wherever the job happens to be
-            heartbeat.recorder.fail("heartbeat", error)
+        with held_back() as arrived:
+            try:
+                heartbeat.beat()
+            except (
+                Exception
+            ) as error:  # the interpreter would raise it wherever the job happens to be
+                heartbeat.recorder.fail("heartbeat", error)
+        # What a handler raises in here would be lost, and the job's Ctrl-C with it: they run later.
+        heartbeat.arrived += arrived
     return 0
 
 
@@ -37,6 +44,8 @@ class Heartbeat:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.arrived: list[int] = []
+        """Signals that came while a pending call was at work; the thread sends them once more."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memlens-heartbeat", daemon=True)
 
@@ -51,8 +60,15 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):
+            self._send_again()
             if time_ns() >= self.recorder.next_drain_ns:
                 ctypes.pythonapi.Py_AddPendingCall(_pending, None)
+        self._send_again()
+
+    def _send_again(self) -> None:
+        main = threading.main_thread().ident
+        while self.arrived and main is not None:
+            signal.pthread_kill(main, self.arrived.pop(0))
 
     def beat(self) -> None:
         """Drain, unless observers have just done so."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-__all__ = ["uninterrupted"]
+__all__ = ["held_back", "uninterrupted"]
 
 _SIGNALS = [
     getattr(signal, name)
@@ -25,10 +25,19 @@ def uninterrupted() -> Iterator[None]:
     Without it an exception could come between two lines of ours that belong together: what has been
     taken from the source is then lost, or half a batch on disk.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers run on the main thread only
-        return
+    with held_back() as arrived:
+        yield
+    for number in arrived:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def held_back() -> Iterator[list[int]]:
+    """Keep handlers from running inside; the numbers of the signals that arrive are for the caller."""
     arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived  # handlers run on the main thread only
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
@@ -39,6 +48,4 @@ def uninterrupted() -> Iterator[None]:
             if callable(handler):
                 undo.callback(signal.signal, number, handler)
                 signal.signal(number, note)
-        yield
-    for number in arrived:
-        signal.raise_signal(number)
+        yield arrived
