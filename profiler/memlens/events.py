@@ -38,6 +38,23 @@ class Action(str, Enum):
     """A block that was already there when recording began; counts as an allocation at that time."""
     CENSUS_FREE = "census_free"
     """Such a block was given back, as told by its owner; the allocator's count never had it."""
+    FREE_REQUESTED = "free_requested"
+    """A block was given back while other streams still use it: it counts as freed from here on, and
+    can not be handed out again before its FREE_COMPLETED."""
+    FREE_COMPLETED = "free_completed"
+    """The last of those streams is done with it."""
+    SEGMENT_CENSUS = "segment_census"
+    """Memory that the allocator had already taken from the device when recording began."""
+    SEGMENT_ALLOC = "segment_alloc"
+    """The allocator took memory from the device, which it cuts into blocks."""
+    SEGMENT_FREE = "segment_free"
+    """It gave some back."""
+    SEGMENT_MAP = "segment_map"
+    """An expandable segment grew by this."""
+    SEGMENT_UNMAP = "segment_unmap"
+    """It shrank."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """A request (its bytes) could not be served. The address is what the device had free, in bytes."""
 
 
 class Category(str, Enum):
@@ -156,7 +173,11 @@ class MarkKind(str, Enum):
     RECORDING_OFF = "recording_off"
     """The source does not record from here on; the capture is blind until the next RECORDING_ON."""
     ALLOCATOR_TOTAL = "allocator_total"
-    """The allocator's own count; value: bytes handed out less bytes taken back since RECORDING_ON."""
+    """The allocator's own count; value: bytes handed out less bytes taken back since RECORDING_ON;
+    id: the device's position in the rank's list."""
+    GAUGE = "gauge"
+    """Memory beside the allocator's count was measured (pinned on the host, in use on the device);
+    id: what (kind scope, whose detail is the device, or empty); value: bytes."""
 
 
 class NameKind(str, Enum):

@@ -13,6 +13,15 @@ from memlens.errors import UsageError
 __all__ = ["DEFAULT_STACK_DEPTH", "Options", "is_disabled", "parse_steps"]
 
 DEFAULT_STACK_DEPTH = 32
+DEVICES = ("auto", "cpu", "cuda")
+_WAY_OUT = {
+    "cuda": "all CUDA devices that a process uses are recorded: 'cuda', without a number",
+    "hip": "AMD's GPUs are 'cuda' in torch's ROCm build",
+    "rocm": "AMD's GPUs are 'cuda' in torch's ROCm build",
+    "xpu": "`memlens import` reads what torch.xpu.memory._dump_snapshot() writes",
+    "mps": "torch keeps no history of Apple's GPUs",
+}
+"""What to do about devices that somebody may well ask for."""
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", "none"}
 
@@ -33,17 +42,18 @@ class Options:
     """Record the Python stack of each allocation."""
     stack_depth: int = DEFAULT_STACK_DEPTH
     """Innermost Python frames kept per allocation."""
-    device: str = "cpu"
-    """Kind of device whose allocator is recorded."""
+    device: str = "auto"
+    """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one."""
     disabled: bool = False
     """Record nothing at all."""
 
     def __post_init__(self) -> None:
         """Refuse what can not be recorded."""
-        if self.device != "cpu":
+        if self.device not in DEVICES:
+            way_out = _WAY_OUT.get(self.device.partition(":")[0].lower(), "")
             raise UsageError(
-                f"device {self.device!r} can not be recorded yet, only 'cpu'; "
-                "leave the option out, or move the job to the CPU"
+                f"device {self.device!r} can not be recorded, only {', '.join(DEVICES)}"
+                + (f"; {way_out}" if way_out else "")
             )
         if self.stack_depth < 1:
             raise UsageError(f"stack depth must be 1 or more, not {self.stack_depth}")
@@ -84,7 +94,7 @@ class Options:
             last_step=last,
             stacks=stacks in _TRUE,
             stack_depth=int(depth),
-            device=environment.get("MEMLENS_DEVICE") or "cpu",
+            device=environment.get("MEMLENS_DEVICE") or "auto",
             disabled=is_disabled(environment),
         )
 

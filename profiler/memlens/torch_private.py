@@ -7,10 +7,12 @@ AttributeError in the middle of a training. Seen in torch 2.9 to 2.13.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -18,9 +20,11 @@ from typing import Any
 import torch
 
 __all__ = [
+    "AllocatorHistory",
     "MemoryProfiler",
     "backward_engine_code",
     "backward_engine_owner",
+    "job_history_owner",
     "job_profiler_owner",
     "loader_iterator_class",
     "missing_profiler_features",
@@ -198,4 +202,158 @@ def loader_iterator_class() -> type[Any] | None:
     return getattr(dataloader, "_BaseDataLoaderIter", None)
 
 
-Patch = Callable[..., Any]
+class AllocatorHistory:
+    """The history that torch's CUDA caching allocator keeps of itself, on all devices.
+
+    Everything that `memlens.sources.cuda` asks of torch; tests have a stand-in. The same calls serve
+    AMD's GPUs in a ROCm build of torch.
+
+    * `torch.cuda.memory._record_memory_history` switches it on, off, and empties it.
+    * `torch._C._cuda_memorySnapshot` copies it, together with what is allocated.
+    * `torch._C._cuda_setMemoryMetadata` (since 2.10): a text that entries carry from there on, of one
+      thread.
+    * `torch._C._cuda_attach_out_of_memory_observer`: called before the exception is raised, without the
+      allocator's lock. It can not be detached, so one is attached for good.
+    * `torch.cuda._lazy_call`: a function to call once the job has made a CUDA context. Making one on
+      the job's behalf would break jobs that fork first.
+    """
+
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._parameters = set(signature(torch.cuda.memory._record_memory_history).parameters)
+        self.set_text: Callable[[str], None] | None = getattr(
+            torch._C, "_cuda_setMemoryMetadata", None
+        )
+        """Sets the text of this thread; None: this torch can not."""
+
+    @staticmethod
+    def missing() -> list[str]:
+        """Names that this torch lacks; empty when it can tell its history."""
+        needed = ("_cuda_record_memory_history", "_cuda_memorySnapshot")
+        missing = [f"torch._C.{name}" for name in needed if not hasattr(torch._C, name)]
+        return missing
+
+    @staticmethod
+    def device_names() -> tuple[str, ...]:
+        """All devices that this process sees. Makes no context."""
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+
+    @staticmethod
+    def is_ready() -> bool:
+        """Whether the job has made a CUDA context, without which there is nothing to record."""
+        return torch.cuda.is_initialized()
+
+    @staticmethod
+    def when_ready(call: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` called once there is a context. Returns what withdraws that."""
+        torch.cuda._lazy_call(call)
+
+        def withdraw() -> None:
+            queued = torch.cuda._queued_calls
+            queued[:] = [item for item in queued if item[0] is not call]
+
+        return withdraw
+
+    @staticmethod
+    def backend() -> str:
+        """`native`, or another allocator, which keeps no history."""
+        return torch.cuda.memory.get_allocator_backend()
+
+    @staticmethod
+    def is_enabled() -> bool:
+        """Whether somebody records already."""
+        ask = getattr(torch._C, "_cuda_isHistoryEnabled", None)
+        return bool(ask()) if ask is not None else False
+
+    def enable(self, max_entries: int, *, stacks: bool) -> None:
+        """Record, with what there is of earlier history forgotten."""
+        wanted: dict[str, Any] = {
+            "context": "alloc" if stacks else None,
+            "stacks": "python",
+            "max_entries": max_entries,
+            "clear_history": True,
+        }
+        known = {key: value for key, value in wanted.items() if key in self._parameters}
+        self.record("all", **known)
+
+    @staticmethod
+    def record(*args: Any, **kwargs: Any) -> None:
+        """Torch's own function, whoever has wrapped it since."""
+        inspect.unwrap(torch.cuda.memory._record_memory_history)(*args, **kwargs)
+
+    def disable(self) -> None:
+        """Record no more."""
+        self.record(None)
+
+    @staticmethod
+    def snapshot() -> dict[str, Any]:
+        """What is allocated, and the history."""
+        snapshot: dict[str, Any] = torch._C._cuda_memorySnapshot(None)
+        return snapshot
+
+    @staticmethod
+    def text() -> str:
+        """The text that entries of this thread carry."""
+        ask = getattr(torch._C, "_cuda_getMemoryMetadata", None)
+        return str(ask()) if ask is not None else ""
+
+    @staticmethod
+    def calls(device: int) -> int:
+        """How often the allocator has handed out and taken back a block, in all."""
+        counts = torch.cuda.memory_stats(device)
+        return int(
+            counts.get("allocation.all.allocated", 0) + counts.get("allocation.all.freed", 0)
+        )
+
+    @staticmethod
+    def device_memory(device: int) -> tuple[int, int]:
+        """Free and total bytes of a device, all processes counted."""
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+
+    @staticmethod
+    def limit_bytes(device: int) -> int | None:
+        """What `set_per_process_memory_fraction` allows; None: no limit, or not known."""
+        ask = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+        fraction = ask(device) if ask is not None else 1.0
+        if fraction >= 1.0:
+            return None
+        return int(fraction * torch.cuda.get_device_properties(device).total_memory)
+
+    @staticmethod
+    def pinned_bytes() -> int | None:
+        """Host memory that is pinned for transfers; None: this torch does not tell."""
+        ask = getattr(torch.cuda, "host_memory_stats", None)
+        value = ask().get("allocated_bytes.current") if ask is not None else None
+        return None if value is None else int(value)
+
+    _on_out_of_memory: Callable[[int, int, int, int], None] | None = None
+    _attached = False
+
+    @classmethod
+    def observe_out_of_memory(cls, call: Callable[[int, int, int, int], None] | None) -> bool:
+        """Have `call(device, requested, limit, free)` called when a request fails; None: no more.
+
+        Returns:
+            Whether this torch tells.
+        """
+        attach = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+        if attach is None:
+            return False
+        cls._on_out_of_memory = call
+        if not cls._attached:
+            cls._attached = True
+            attach(cls._tell)
+        return True
+
+    @classmethod
+    def _tell(cls, device: int, requested: int, limit: int, free: int) -> None:
+        call = cls._on_out_of_memory
+        if call is not None:
+            call(device, requested, limit, free)
+
+
+def job_history_owner() -> tuple[Any, str]:
+    """Module and attribute through which a job records the allocator's history itself."""
+    return torch.cuda.memory, "_record_memory_history"

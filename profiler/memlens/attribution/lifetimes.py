@@ -17,6 +17,10 @@ Array = npt.NDArray[Any]
 
 _ACTION = codes(Action)
 FOREVER = np.iinfo(np.int64).max
+_OF_BLOCKS = [
+    _ACTION[name] for name in ("alloc", "free", "free_requested", "census", "census_free")
+]
+"""The others tell of segments, or of when a block that was given back can be handed out again."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
         on_ns: when recording began, once per stretch.
         off_ns: when it ended; one fewer when it never did.
     """
-    order = np.argsort(events["time_ns"], kind="stable")
+    order = np.flatnonzero(np.isin(events["action"], _OF_BLOCKS))
+    order = order[np.argsort(events["time_ns"][order], kind="stable")]
     time = events["time_ns"][order]
     action = events["action"][order]
     address = events["address"][order]

@@ -72,7 +72,11 @@ class _RunCommand(click.Command):
 @click.option(
     "--stack-depth", type=click.IntRange(min=1), help="Innermost Python frames kept. [default: 32]"
 )
-@click.option("--device", help="Kind of device whose allocator is recorded. [default: cpu]")
+@click.option(
+    "--device",
+    metavar="cpu|cuda|auto",
+    help="Kind of device whose allocator is recorded. [default: auto: CUDA where there is a device]",
+)
 @click.pass_context
 def command(
     ctx: click.Context,

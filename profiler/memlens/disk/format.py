@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 FORMAT_NAME = "memlens-capture"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN_FILE = "run.json"
 RANK_FILE = "rank.json"
 CHECKSUM_KEY = b"crc32"
@@ -88,10 +88,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("device", pa.int8()),
             ("address", pa.uint64()),
             ("requested_bytes", pa.int64()),
-            (
-                "allocated_bytes",
-                pa.int64(),
-            ),  # rounded up by the allocator; the CPU's does not round
+            # What the allocator set aside for it. 0 if it does not tell: `memlens.allocator.follow`
+            # works it out from the segments. The CPU's does not round.
+            ("allocated_bytes", pa.int64()),
             ("stream", pa.int64()),
             ("stack", pa.int32()),  # id of the innermost frame, -1 for none
         ]

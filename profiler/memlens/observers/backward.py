@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -41,7 +40,7 @@ class BackwardObserver:
 
         def run_backward(*args: Any, **kwargs: Any) -> Any:
             recorder = self._recorder
-            if torch.compiler.is_compiling() or threading.get_ident() != recorder.thread:
+            if torch.compiler.is_compiling() or not recorder.is_ours():
                 return original(*args, **kwargs)
             enter()
             # Counted even after a fault of ours: inside, the source can be neither drained nor stopped.

@@ -12,7 +12,7 @@ from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
 from memlens.observers.parameters import may_read_gradients
 from memlens.recording.storages import live_tensors
-from memlens.sources.base import Source
+from memlens.sources.base import Block, Source
 
 __all__ = ["existing_blocks", "learn_existing_objects"]
 
@@ -33,8 +33,11 @@ def learn_existing_objects(modules: ModuleObserver, optimizers: OptimizerObserve
             optimizers.learn(item)
 
 
-def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[tuple[int, int]]:
-    """Find the storages that Python objects hold, and have the source watch for their end.
+def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[Block]:
+    """What was allocated before recording began.
+
+    An allocator that keeps a list is asked for it. Otherwise the storages that Python objects hold are
+    looked for, and the source watches for their end.
 
     Args:
         source: tells which memory is its allocator's; other memory (shared, mapped, borrowed from
@@ -43,8 +46,11 @@ def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[
             put out of its sight with `gc.freeze()`.
 
     Returns:
-        (address, bytes) of each block, once.
+        Each block, once.
     """
+    told = source.existing()
+    if told is not None:
+        return told
     blocks: dict[int, int] = {}
 
     def add(tensor: torch.Tensor) -> None:
@@ -64,4 +70,4 @@ def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[
             gradient = tensor.grad
             if gradient is not None:
                 add(gradient)
-    return list(blocks.items())
+    return [Block(address, size_bytes) for address, size_bytes in blocks.items()]

@@ -175,7 +175,10 @@ class Parameters:
                     known.grad_address = address
                     if grad.storage_offset():
                         address -= int(grad.storage_offset()) * grad.element_size()
-                    recorder.tag_address(address, grad.nbytes, _GRADIENT, known.name, known.module)
+                    device = grad.device.index or 0
+                    recorder.tag_address(
+                        address, grad.nbytes, _GRADIENT, known.name, known.module, device
+                    )
             else:
                 recorder.tag(grad, Category.GRADIENT, known.name, module=known.module)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from time import time_ns
 
@@ -44,6 +45,8 @@ class Heartbeat:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.each_beat: list[Callable[[], None]] = []
+        """Called on the heartbeat's own thread, also while the main one waits outside of Python."""
         self.arrived: list[int] = []
         """Signals that came while a pending call was at work; the thread sends them once more."""
         self._stop = threading.Event()
@@ -61,6 +64,8 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):
             self._send_again()
+            for call in self.each_beat:
+                call()
             if time_ns() >= self.recorder.next_drain_ns:
                 ctypes.pythonapi.Py_AddPendingCall(_pending, None)
         self._send_again()

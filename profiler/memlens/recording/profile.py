@@ -47,7 +47,8 @@ def profile(
         steps: which training steps to record, `"3:8"` or `(3, 8)` for steps 3 to 7. Default: all.
         stacks: whether to record the Python stack of each allocation. Default: yes.
         stack_depth: how many innermost frames to keep. Default: 32.
-        device: kind of device whose allocator is recorded. Default: "cpu".
+        device: kind of device whose allocator is recorded: "cpu", "cuda", or "auto", which takes CUDA
+            where there is a device. Default: "auto".
 
     Raises:
         UsageError: an argument is not valid.

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import time_ns
 from typing import Any
 
@@ -20,21 +21,26 @@ import torch
 from memlens.disk.format import codes
 from memlens.disk.headers import PARTIAL
 from memlens.disk.writer import RankWriter, make_batch
-from memlens.events import Action, Category, Certainty, MarkKind
+from memlens.events import Category, Certainty, MarkKind, NameKind
+from memlens.recording.columns import (
+    census_columns,
+    census_free_columns,
+    device_column,
+    event_columns,
+)
+from memlens.recording.held import Held, Holder, Sink
+from memlens.recording.mark_clock import MarkClock
 from memlens.recording.names import Names
 from memlens.recording.storages import storages
 from memlens.recording.uninterrupted import uninterrupted
-from memlens.sources.base import EventBatch, Source
+from memlens.sources.base import Block, EventBatch, Source
 
 __all__ = ["Recorder"]
 
-_ACTION = codes(Action)
 _CATEGORY = codes(Category)
 _CERTAINTY = codes(Certainty)
 _MARK = codes(MarkKind)
 _DECLARED = _CERTAINTY["declared"]
-_ALLOC, _FREE = _ACTION["alloc"], _ACTION["free"]
-_CENSUS, _CENSUS_FREE = _ACTION["census"], _ACTION["census_free"]
 
 DRAIN_NS = 400_000_000
 """Longest time between drains, so that a kill loses less than a second."""
@@ -51,9 +57,10 @@ class Recorder:
     Args:
         source: what tells of allocations.
         names: the texts that the source and the observers number.
+        held: keeps what comes before there is a folder; None keeps everything.
     """
 
-    def __init__(self, source: Source, names: Names) -> None:
+    def __init__(self, source: Source, names: Names, held: Holder | None = None) -> None:
         self.source = source
         self.names = names
         self.active = False
@@ -67,6 +74,7 @@ class Recorder:
         self.paused = 0
         """Above 0 inside the autograd engine, where not every source can be drained or stopped."""
         self.thread = threading.get_ident()
+        self._engine_threads: set[int] = set()
         self.problems: list[str] = []
         self.events = 0
         self.on_fault: Callable[[], None] = lambda: None
@@ -74,10 +82,13 @@ class Recorder:
         """Called when this process turns out to train a model, until there is a file to write to;
         its argument says whether that is certain."""
         self._marks: list[tuple[int, int, int, int]] = []
+        self._marks_before = 0
+        """How many marks earlier batches hold: the first one in the list has this number."""
+        self._clock = MarkClock() if source.annotate is not None else None
         self._tags: list[tuple[int, int, int, int, int, int, int, int]] = []
-        self._held: list[tuple[str, pa.RecordBatch]] = []
-        self._held_rows = 0
+        self._held: Holder = held or Held(MOST_HELD_ROWS)
         self._writer: RankWriter | None = None
+        self.lost_events = 0
         self.next_drain_ns = 0
         self._last_drain_ns = 0
         self._on_ns = 0
@@ -96,7 +107,7 @@ class Recorder:
         def call(*args: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            if self.active and threading.get_ident() == self.thread:
+            if self.active and self.is_ours():
                 try:
                     function(*args)
                 except Exception as error:
@@ -104,18 +115,47 @@ class Recorder:
 
         return call
 
+    def is_ours(self) -> bool:
+        """Whether this thread works for the session: its own, and the engine's within its backward.
+
+        On a GPU the autograd engine runs on threads of its own, while the one that called it waits.
+        """
+        thread = threading.get_ident()
+        if thread == self.thread:
+            return True
+        if not self.backward:
+            return False
+        if thread not in self._engine_threads:
+            if any(
+                thread == each.ident and type(each).__name__ != "_DummyThread"
+                for each in threading.enumerate()
+            ):
+                return False  # Python started it: the job's own
+            self._engine_threads.add(thread)
+        return True
+
     def mark(self, kind: MarkKind, number: int = -1, value: int = 0) -> None:
         """Note that the job did something, now."""
         now = time_ns()
         self._marks.append((now, _MARK[kind.value], number, value))
+        if self._clock is not None:
+            self._annotate()
         if now >= self.next_drain_ns:
             self.breathe(now)
 
+    def _annotate(self) -> None:
+        assert self._clock is not None and self.source.annotate is not None
+        number = self._marks_before + len(self._marks) - 1
+        self._clock.note(number, self._marks[-1][0], threading.get_ident())
+        self.source.annotate(number)
+
     def tag_address(
-        self, address: int, size_bytes: int, category: int, name: int, module: int
+        self, address: int, size_bytes: int, category: int, name: int, module: int, device: int
     ) -> None:
         """Note what the storage at an address is for (a plain tensor's; the fast way)."""
-        self._tags.append((time_ns(), 0, address, size_bytes, category, _DECLARED, name, module))
+        self._tags.append(
+            (time_ns(), device, address, size_bytes, category, _DECLARED, name, module)
+        )
 
     def tag(
         self,
@@ -129,8 +169,8 @@ class Recorder:
         """Note what a tensor's storage is for, from its allocation until its free."""
         now, what, sure = time_ns(), _CATEGORY[category.value], _CERTAINTY[certainty.value]
         device_type = self.source.device_type
-        for address, size_bytes in storages(tensor, device_type):
-            self._tags.append((now, 0, address, size_bytes, what, sure, name, module))
+        for device, address, size_bytes in storages(tensor, device_type):
+            self._tags.append((now, device, address, size_bytes, what, sure, name, module))
 
     def evidence(self, *, certain: bool = True) -> None:
         """This process trains a model, so it is a rank; or, less certain, it has made one."""
@@ -215,7 +255,7 @@ class Recorder:
         with uninterrupted(), self._at_work():
             try:
                 self._store(self.source.drain())
-                if self._held_rows > MOST_HELD_ROWS and self.on_evidence is not None:
+                if self._held.is_full and self.on_evidence is not None:
                     self.on_evidence(True)
             except Exception as error:
                 self.fail(f"the {self.source.name} source", error)
@@ -229,72 +269,71 @@ class Recorder:
         finally:
             self._busy = before
 
-    def add_census(self, blocks: list[tuple[int, int]]) -> None:
-        """Add blocks (address, bytes) that were there when the source began to record."""
+    def add_census(self, blocks: list[Block]) -> None:
+        """Add what was there when the source began to record."""
         with self._at_work():
-            self._emit_events(
-                [self._on_ns] * len(blocks),
-                [_CENSUS] * len(blocks),
-                [block[0] for block in blocks],
-                [block[1] for block in blocks],
-                None,
-            )
+            self._emit_events(census_columns(blocks, self._on_ns))
 
     def _store(self, batch: EventBatch) -> None:
         count = len(batch.time_ns)
         now = time_ns()
-        if batch.allocator_total_bytes is not None and count:
-            self._marks.append(
-                (batch.time_ns[-1], _MARK["allocator_total"], -1, batch.allocator_total_bytes)
+        if count and batch.mark is not None and self._clock is not None:
+            batch.time_ns = self._clock.correct(
+                np.asarray(batch.time_ns, np.int64), batch.mark, device_column(batch)
             )
-        self._emit_rows("names", self.names.pending)
-        self._emit_rows("marks", self._marks)
-        self._emit_rows("tags", self._tags)
+        if batch.header:
+            self.update_header(**batch.header)
+        if batch.lost_events or batch.census:
+            self._begin_anew(batch, now)
         if count:
-            size = np.array(batch.size_bytes, np.int64)
-            action = np.where(size < 0, _FREE, _ALLOC).astype(np.int8)
-            self._emit_events(batch.time_ns, action, batch.address, np.abs(size), batch.stack)
+            last = int(max(batch.time_ns))
+            for device, total in batch.allocator_total_bytes.items():
+                self._marks.append((last, _MARK["allocator_total"], device, total))
+        for what, device_name, value in batch.gauges:
+            number = self.names.intern(NameKind.SCOPE, what, device_name)
+            self._marks.append((now, _MARK["gauge"], number, value))
+        self._emit_rows("names", self.names.pending)
+        self._marks_before += self._emit_rows("marks", self._marks)
+        self._emit_rows("tags", self._tags)
+        if batch.census:
+            self._emit_events(census_columns(batch.census, self._on_ns))
+        if count:
+            self._emit_events(event_columns(batch))
         if batch.census_frees:
-            times, addresses, sizes = zip(*batch.census_frees, strict=True)
-            self._emit_events(times, [_CENSUS_FREE] * len(times), addresses, sizes, None)
+            self._emit_events(census_free_columns(batch.census_frees))
         # Aim at DRAIN_EVENTS per batch, at the rate of this one.
         elapsed = max(now - self._last_drain_ns, 1)
         interval = DRAIN_NS if not count else elapsed * DRAIN_EVENTS // count
         self._last_drain_ns = now
         self.next_drain_ns = now + max(MIN_DRAIN_NS, min(DRAIN_NS, interval))
 
-    def _emit_events(
-        self, times: Any, actions: Any, addresses: Any, sizes: Any, stacks: Any
-    ) -> None:
-        count = len(times)
-        if not count:
-            return
-        columns = [
-            times,
-            actions,
-            np.zeros(count, np.int8),
-            np.array(addresses, np.uint64),
-            sizes,
-            sizes,
-            np.zeros(count, np.int64),
-            np.full(count, -1, np.int32) if stacks is None else stacks,
-        ]
-        self._emit("events", make_batch("events", columns))
-        self.events += count
+    def _begin_anew(self, batch: EventBatch, now: int) -> None:
+        """The source has missed something: the capture is blind until its new census."""
+        self.lost_events += batch.lost_events
+        start = int(batch.time_ns[0]) if len(batch.time_ns) else now
+        self._marks.append((self._last_drain_ns, _MARK["recording_off"], -1, 0))
+        self._on_ns = max(start - 1, self._last_drain_ns + 1)
+        self._marks.append((self._on_ns, _MARK["recording_on"], -1, 0))
+        with suppress(OSError):
+            self.update_header(lost_events=self.lost_events)
 
-    def _emit_rows(self, table: str, rows: list[Any]) -> None:
-        if rows:
-            count = len(rows)
+    def _emit_events(self, columns: list[Any]) -> None:
+        count = len(columns[0])
+        if count:
+            self._emit("events", make_batch("events", columns))
+            self.events += count
+
+    def _emit_rows(self, table: str, rows: list[Any]) -> int:
+        count = len(rows)
+        if count:
             self._emit(table, make_batch(table, list(zip(*rows[:count], strict=True))))
             # Emptied in place: a heartbeat may come while somebody is about to append to this list.
             del rows[:count]
+        return count
 
     def _emit(self, table: str, batch: pa.RecordBatch) -> None:
-        if self._writer is None:
-            self._held.append((table, batch))
-            self._held_rows += batch.num_rows
-        else:
-            self._writer.write(table, batch)
+        sink: Sink = self._held if self._writer is None else self._writer
+        sink.write(table, batch)
 
     # -- disk ----------------------------------------------------------------------------------
 
@@ -303,14 +342,22 @@ class Recorder:
         """Whether the rank's folder is there."""
         return self._writer is not None
 
+    @property
+    def folder(self) -> Path | None:
+        """The rank's folder, once it is there."""
+        return None if self._writer is None else self._writer.folder
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a drain is under way, on whichever thread."""
+        return self._busy
+
     def open(self, writer: RankWriter) -> None:
         """Write to `writer` from here on, and first what was held back so far."""
         with self._at_work():
             self._writer = writer
             self.on_evidence = None
-            held, self._held, self._held_rows = self._held, [], 0
-            for table, batch in held:
-                writer.write(table, batch)
+            self._held.release(writer)
 
     def update_header(self, **changes: Any) -> None:
         """Change what the rank's header says."""
@@ -328,13 +375,15 @@ class Recorder:
                     problems=self.problems,
                     notes=self.source.notes,
                     events=self.events,
+                    lost_events=self.lost_events,
+                    **self.source.header(),
                     ended_ns=time_ns(),
                 )
 
     def abandon(self) -> None:
         """Forget everything, in a forked child: the files belong to the parent."""
         self.active = self.recording = False
-        self._marks, self._tags, self._held = [], [], []
+        self._marks, self._tags, self._held = [], [], Held(0)
         # Dropping the writer would end the parent's streams, so it is kept for good.
         _ORPHANS.append(self._writer)
         self._writer = None

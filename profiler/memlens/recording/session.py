@@ -24,6 +24,7 @@ from memlens.errors import MemlensError, OutputExistsError, SessionActiveError, 
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.census import existing_blocks, learn_existing_objects
 from memlens.observers.inputs import InputObserver
+from memlens.observers.job_history import JobHistoryObserver
 from memlens.observers.job_profiler import JobProfilerObserver
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
@@ -32,9 +33,11 @@ from memlens.options import Options
 from memlens.recording.heartbeat import Heartbeat
 from memlens.recording.identity import find_rank, is_loader_worker, is_multiprocessing_child
 from memlens.recording.names import Names
+from memlens.recording.out_of_memory import OutOfMemoryObserver
 from memlens.recording.recorder import Recorder
 from memlens.recording.uninterrupted import uninterrupted
-from memlens.sources.cpu import make_cpu_source
+from memlens.sources.choose import make_source
+from memlens.sources.cuda import CudaSource
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
@@ -111,7 +114,7 @@ class Session:
             )
         names = Names()
         depth = self._options.stack_depth if self._options.stacks else 0
-        source = make_cpu_source(names, stack_depth=depth)
+        source = make_source(self._options.device, names, stack_depth=depth)
         recorder = self._recorder = Recorder(source, names)
         recorder.on_fault = self._fall_asleep
         self._source = source
@@ -152,6 +155,7 @@ class Session:
         optimizers.on_step.append(self._on_step)
         backward = BackwardObserver(recorder, parameters)
         backward.on_exit.append(optimizers.after_backward)
+        heartbeat = Heartbeat(recorder)
         self._weights_step = -1
         for observer in (
             parameters,
@@ -159,11 +163,16 @@ class Session:
             backward,
             optimizers,
             inputs,
-            Heartbeat(recorder),
+            heartbeat,
         ):
             observer.install(self._undo)
         if not self._source.drains_anywhere:
             JobProfilerObserver(recorder, self._begin_recording).install(self._undo)
+        if isinstance(self._source, CudaSource):
+            JobHistoryObserver(recorder, self._source).install(self._undo)
+            OutOfMemoryObserver(
+                recorder, self._source, self._open, lambda: self._run, self._place
+            ).install(self._undo, heartbeat)
         for adapter in find_adapters(recorder):
             try:
                 adapter.install(recorder, self._undo)
@@ -301,6 +310,11 @@ class Session:
 
     # -- disk ----------------------------------------------------------------------------------
 
+    def _place(self) -> tuple[int | None, int, int]:
+        """Rank, world size and training step."""
+        rank, world_size = find_rank()
+        return rank, world_size, self._optimizer_observer.step
+
     def _open(self) -> None:
         recorder = self._recorder
         if recorder is None or recorder.is_open:
@@ -313,6 +327,7 @@ class Session:
             "world_size": world_size,
             "source": self._source.name,
             "devices": list(self._source.devices),
+            **self._source.header(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started_ns": time_ns(),

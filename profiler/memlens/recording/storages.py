@@ -14,8 +14,10 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MAX_DEPTH = 6
 
 
-def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int]]:
-    """Yield (start address, bytes of the tensor) of each storage that a tensor holds on a device.
+def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int, int]]:
+    """Yield (device, start address, bytes of the tensor) of each storage that a tensor holds.
+
+    Only of devices of one type; the device is its number among those.
 
     Views and tied weights give the address of the storage they share. Wrapper subclasses (quantised
     states, DTensor) have no storage of their own and give those of the tensors inside.
@@ -35,7 +37,8 @@ def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int]
     except (RuntimeError, ValueError):  # no storage: fake, functional or (ValueError) lazy
         return
     if address:
-        yield address - int(tensor.storage_offset()) * tensor.element_size(), tensor.nbytes
+        start = address - int(tensor.storage_offset()) * tensor.element_size()
+        yield tensor.device.index or 0, start, tensor.nbytes
 
 
 def is_quantised(tensor: torch.Tensor) -> bool:

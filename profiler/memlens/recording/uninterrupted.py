@@ -35,7 +35,8 @@ def uninterrupted() -> Iterator[None]:
 def held_back() -> Iterator[list[int]]:
     """Keep handlers from running inside; the numbers of the signals that arrive are for the caller."""
     arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    # Not current_thread(): it would leave an entry for a thread of the autograd engine.
+    if threading.get_ident() != threading.main_thread().ident:
         yield arrived  # handlers run on the main thread only
         return
 

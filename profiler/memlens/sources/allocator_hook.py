@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -69,6 +70,7 @@ class AllocatorHookSource:
     name = "cpu"
     devices: tuple[str, ...] = ("cpu",)
     device_type = "cpu"
+    annotate: Callable[[int], None] | None = None
     drains_anywhere = True
 
     def __init__(self, names: Names, *, stack_depth: int) -> None:
@@ -95,6 +97,13 @@ class AllocatorHookSource:
                 "MEMLENS_CPU_SOURCE=profiler records by another way"
             )
 
+    def existing(self) -> None:
+        """The CPU's allocator keeps no list."""
+
+    def header(self) -> dict[str, object]:
+        """It has no settings either."""
+        return {}
+
     def owns(self, storage: torch.UntypedStorage) -> bool:
         """Whether a storage's memory comes from the allocator."""
         return bool(self._library.memlens_owns(ctypes.c_void_p(storage_pointer(storage))))
@@ -113,7 +122,7 @@ class AllocatorHookSource:
             batch.time_ns = events["time_ns"].copy()
             batch.address = events["address"].copy()
             batch.size_bytes = events["size_bytes"].copy()
-            batch.allocator_total_bytes = total.value
+            batch.allocator_total_bytes = {0: total.value}
             if self._depth:
                 self._number_stacks()
                 # Number -1 stands for no stack, and picks the last entry.

@@ -13,6 +13,7 @@ free (a buffer that a communication thread frees seems to live on), and knows no
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -46,6 +47,7 @@ class TorchProfilerSource:
     name = "cpu"
     devices: tuple[str, ...] = ("cpu",)
     device_type = "cpu"
+    annotate: Callable[[int], None] | None = None
     drains_anywhere = False
 
     def __init__(self) -> None:
@@ -73,6 +75,13 @@ class TorchProfilerSource:
             )
         self._base_bytes = None
         self._profiler.enable()
+
+    def existing(self) -> None:
+        """The CPU's allocator keeps no list."""
+
+    def header(self) -> dict[str, object]:
+        """It has no settings either."""
+        return {}
 
     def owns(self, storage: torch.UntypedStorage) -> bool:
         """Whether a storage's memory comes from the allocator.
@@ -126,7 +135,7 @@ class TorchProfilerSource:
             first, last = events[0][1], events[-1][1]
             if self._base_bytes is None:
                 self._base_bytes = first[2] - first[1]
-            batch.allocator_total_bytes = last[2] - self._base_bytes
+            batch.allocator_total_bytes = {0: last[2] - self._base_bytes}
         return batch
 
     def _without_mapped(self, events: list[_Event]) -> list[_Event]:
