@@ -8,6 +8,7 @@ layer's first call moves to its `state`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -16,6 +17,7 @@ import torch
 from memlens.events import WeightKind
 from memlens.recording.recorder import Recorder
 from memlens.recording.storages import tensors_in
+from memlens.sources.base import Gauge
 
 __all__ = ["BitsAndBytesAdapter"]
 
@@ -27,6 +29,18 @@ class BitsAndBytesAdapter:
 
     def install(self, recorder: Recorder, undo: ExitStack) -> None:
         """Nothing to hook into."""
+
+    def gauges(self) -> list[Gauge]:
+        """Managed memory of paged optimizers, which moves between host and device as it is used.
+
+        It comes from `cudaMallocManaged`, not from torch's allocator, and is wrapped as a CPU tensor.
+        """
+        functional = sys.modules.get("bitsandbytes.functional")
+        manager = getattr(getattr(functional, "GlobalPageManager", None), "_instance", None)
+        held = {
+            tensor.data_ptr(): tensor.nbytes for tensor in getattr(manager, "paged_tensors", ())
+        }
+        return [("bitsandbytes managed memory", "", sum(held.values()))] if held else []
 
     def weights(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, WeightKind]]:
         """A module's quantised parameters, each with its scales."""

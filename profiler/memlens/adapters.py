@@ -14,8 +14,17 @@ import torch
 
 from memlens.events import Category, MarkKind, NameKind, WeightKind
 from memlens.recording.recorder import Recorder
+from memlens.sources.base import Gauge
 
-__all__ = ["Adapter", "WeightAdapter", "WeightAdapters", "find_adapters", "mark_scope"]
+__all__ = [
+    "Adapter",
+    "Adapters",
+    "GaugeAdapter",
+    "WeightAdapter",
+    "WeightAdapters",
+    "load_adapters",
+    "mark_scope",
+]
 
 _TABLE = "memlens_integrations"
 _GROUP = "memlens.adapters"
@@ -47,11 +56,42 @@ class WeightAdapter(Adapter, Protocol):
         """
 
 
-def find_adapters(recorder: Recorder) -> Iterator[Adapter]:
-    """Adapters whose library this process has imported: ours, then those of other packages."""
-    for adapter in _load_adapters(recorder):
-        if adapter.library in sys.modules:
-            yield adapter
+@runtime_checkable
+class GaugeAdapter(Adapter, Protocol):
+    """Knows memory of its library that no allocator of torch's tells of."""
+
+    def gauges(self) -> Iterable[Gauge]:
+        """(what, device or empty, bytes) as of now; asked about once a second."""
+
+
+class Adapters:
+    """Installs each adapter once the process has imported its library: ours, then other packages'.
+
+    Args:
+        recorder: of the session.
+        undo: gets the ways back.
+    """
+
+    def __init__(self, recorder: Recorder, undo: ExitStack) -> None:
+        self._recorder = recorder
+        self._undo = undo
+        self._waiting: list[Adapter] | None = None
+
+    def install_new(self) -> None:
+        """Look again which libraries are there; costs nothing to speak of."""
+        if self._waiting is None:
+            self._waiting = list(load_adapters(self._recorder))
+        for adapter in [each for each in self._waiting if each.library in sys.modules]:
+            self._waiting.remove(adapter)
+            try:
+                adapter.install(self._recorder, self._undo)
+            except Exception as error:
+                self._recorder.problem(
+                    f"adapter for {adapter.library} failed ({type(error).__name__}: {error})"
+                )
+            else:
+                if isinstance(adapter, GaugeAdapter):
+                    self._recorder.gauges.append(adapter.gauges)
 
 
 class WeightAdapters:
@@ -65,7 +105,7 @@ class WeightAdapters:
         """What they know of a module. One that fails is not asked again."""
         if self._adapters is None:
             self._adapters = [
-                each for each in _load_adapters(self._recorder) if isinstance(each, WeightAdapter)
+                each for each in load_adapters(self._recorder) if isinstance(each, WeightAdapter)
             ]
         for adapter in list(self._adapters):
             if adapter.library not in sys.modules:
@@ -79,7 +119,8 @@ class WeightAdapters:
                 )
 
 
-def _load_adapters(recorder: Recorder) -> Iterator[Adapter]:
+def load_adapters(recorder: Recorder) -> Iterator[Adapter]:
+    """All adapters: ours, then those of other packages. One that does not load is a problem, no error."""
     homes: dict[str, str] = {}
     try:
         homes.update(import_module(_TABLE).ADAPTERS)

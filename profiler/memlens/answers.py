@@ -18,10 +18,12 @@ __all__ = [
     "Allocation",
     "Coverage",
     "Frame",
+    "Gauge",
     "Growth",
     "ModuleUsage",
     "Peak",
     "RunInfo",
+    "Slack",
     "Step",
     "Timeline",
     "rollup",
@@ -67,6 +69,7 @@ class Peak:
     """Qualified name of the module at work; empty outside of modules."""
     allocated_bytes: int
     reserved_bytes: int | None
+    """What the allocator had taken from the device by then; None: it takes nothing in advance."""
     categories: dict[Category, int]
     """Sums to `allocated_bytes`. Every category is present, also with 0."""
 
@@ -152,6 +155,28 @@ class Growth:
     last_bytes: int
     steps: int
     stack: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class Slack:
+    """What an allocator has taken from the device, and how much of that no tensor uses."""
+
+    reserved_bytes: int
+    rounding_bytes: int
+    """Part of the allocated bytes: blocks are larger than what was asked for."""
+    cached_bytes: int
+    """Reserved and not allocated: kept for later requests, and of use to those that fit."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Memory beside the allocator's count, measured about once a second."""
+
+    what: str
+    device: str
+    """Empty: the host."""
+    peak_bytes: int
+    last_bytes: int
 
 
 @dataclass(frozen=True)

@@ -18,29 +18,32 @@ from memlens.answers import (
     Allocation,
     Coverage,
     Frame,
+    Gauge,
     Growth,
     ModuleUsage,
     Peak,
     RunInfo,
+    Slack,
     Step,
     Timeline,
 )
-from memlens.attribution.lifetimes import FOREVER, Lifetimes, pair
-from memlens.attribution.rules import Attribution, attribute
-from memlens.attribution.segments import PHASES, Segments, segment
+from memlens.attribution.device import DeviceHistory
+from memlens.attribution.gauges import read_gauges
+from memlens.attribution.lifetimes import FOREVER, Lifetimes
+from memlens.attribution.rules import Attribution
+from memlens.attribution.segments import PHASES, Segments
 from memlens.disk.format import RANK_FILE, RUN_FILE, codes
 from memlens.disk.headers import RUN_FIELDS, read_header
 from memlens.disk.numbering import number_ranks
 from memlens.disk.reader import RankData, read_rank
 from memlens.errors import CaptureError
-from memlens.events import Category, Certainty, MarkKind, WeightKind
+from memlens.events import Category, Certainty, WeightKind
 
 __all__ = ["Capture", "RankCapture", "load"]
 
 Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
-_MARK = codes(MarkKind)
 _WEIGHT = codes(Category)["weight"]
 
 
@@ -81,11 +84,9 @@ class Capture:
         captures = [
             RankCapture(data, number, device)
             for (_, data), number in zip(ranks, numbers, strict=True)
-            for device in range(len(data.header["devices"]))
+            for device in _used_devices(data)
         ]
-        self.ranks: tuple[RankCapture, ...] = tuple(
-            sorted(captures, key=lambda item: (item.rank, item.device))
-        )
+        self.ranks: tuple[RankCapture, ...] = tuple(sorted(captures, key=lambda item: item.rank))
         """One per rank and device."""
         self.info = RunInfo(
             path=str(folder),
@@ -116,6 +117,11 @@ class Capture:
         raise CaptureError(f"{self.path} holds no rank {number}, only {held}")
 
 
+def _used_devices(data: RankData) -> list[int]:
+    """Positions of the devices that anything was recorded of; the first one if of none."""
+    return sorted(set(np.unique(data.events["device"]).tolist())) or [0]
+
+
 class RankCapture:
     """What one rank recorded of one device. Times are nanoseconds since the Unix epoch."""
 
@@ -123,42 +129,30 @@ class RankCapture:
         self.rank = rank
         self.device: str = str(data.header["devices"][device])
         self._data = data
-        self._device = device
+        self._history = DeviceHistory(data, device)
         self.events = int(np.count_nonzero(data.events["device"] == device))
         """How many allocations and frees were recorded, the census included."""
 
-    # -- parts, worked out when first asked for ------------------------------------------------
+    # -- parts, worked out when first asked for; for those who go beyond the questions below -----
 
-    def _mark_times(self, kind: str) -> Array:
-        marks = self._data.marks
-        return np.sort(marks["time_ns"][marks["kind"] == _MARK[kind]])
-
-    @cached_property
+    @property
     def blocks(self) -> Lifetimes:
-        """One row per block that was allocated; for those who go beyond the questions below."""
-        mine = self._data.events["device"] == self._device
-        events = {name: column[mine] for name, column in self._data.events.items()}
-        return pair(events, self._mark_times("recording_on"), self._mark_times("recording_off"))
+        """One row per block that was allocated."""
+        return self._history.blocks
 
-    @cached_property
+    @property
     def segments(self) -> Segments:
         """What the job did when."""
-        return segment(self._data.marks, self._data.names)
+        return self._history.segments
 
-    @cached_property
+    @property
     def attribution(self) -> Attribution:
         """The category of each block, and why."""
-        time = self._data.tags["time_ns"]
-        on, off = self._mark_times("recording_on"), self._mark_times("recording_off")
-        # What observers saw while the source did not record says nothing of what it recorded.
-        recorded = np.searchsorted(on, time, side="right") > np.searchsorted(off, time, side="left")
-        mine = (self._data.tags["device"] == self._device) & recorded
-        tags = {name: column[mine] for name, column in self._data.tags.items()}
-        return attribute(self.blocks, self.segments, tags)
+        return self._history.attribution
 
-    @cached_property
+    @property
     def _running(self) -> Array:
-        return self.blocks.running_bytes()
+        return self._history.running
 
     @cached_property
     def _bounds(self) -> list[StepBounds]:
@@ -170,33 +164,19 @@ class RankCapture:
     def coverage(self) -> Coverage:
         """How complete the capture is."""
         header, blocks = self._data.header, self.blocks
-        on, off = self._mark_times("recording_on"), self._mark_times("recording_off")
-        blind = int((on[1:] - off[: len(on) - 1]).sum()) if len(on) > 1 else 0
-        problems = [*header["problems"], *self._data.problems]
+        lost = blocks.lost_events + header.get("lost_events", 0)
+        problems = [*header["problems"], *self._data.problems, *self._history.problems]
         closed: bool = header["closed"]
-        difference = self._witness_difference()
+        difference = self._history.witness_difference_bytes()
         return Coverage(
-            complete=closed and not problems and not blocks.lost_events and not difference,
-            lost_events=blocks.lost_events,
-            blind_ns=blind,
+            complete=closed and not problems and not lost and not difference,
+            lost_events=lost,
+            blind_ns=self._history.blind_ns,
             uncovered_bytes=self.attribution.uncovered_bytes,
             witness_difference_bytes=difference,
             problems=tuple(problems),
             notes=tuple(header["notes"]),
         )
-
-    def _witness_difference(self) -> int:
-        """Largest difference between the allocator's own count and the events', in bytes."""
-        marks, blocks = self._data.marks, self.blocks
-        mine = marks["kind"] == _MARK["allocator_total"]
-        if not self._data.header["closed"] and len(blocks.time_ns):
-            # The mark stands before its events; the process may have been killed between the two.
-            mine &= marks["time_ns"] <= blocks.time_ns[-1]
-        if not np.any(mine) or not len(blocks.time_ns):
-            return 0
-        last = np.searchsorted(blocks.time_ns, marks["time_ns"][mine], side="right") - 1
-        ours = np.where(last >= 0, blocks.witnessed_bytes[np.maximum(last, 0)], 0)
-        return int(np.abs(ours - marks["value"][mine]).max())
 
     def peak(self) -> Peak:
         """The moment with the most allocated bytes."""
@@ -209,9 +189,40 @@ class RankCapture:
             phase=PHASES[self.segments.phase[place]],
             module=self._module_name(int(self.segments.module[place])),
             allocated_bytes=int(self._running[index]) if index >= 0 else 0,
-            reserved_bytes=None,
+            reserved_bytes=self._reserved_after(index),
             categories=self._categories_after(index),
         )
+
+    @property
+    def reserved_peak_bytes(self) -> int | None:
+        """Most bytes that the allocator had taken from the device; None: it takes none in advance."""
+        return self._history.reserved_peak_bytes
+
+    def slack_at(self, time_ns: int | None = None) -> Slack | None:
+        """What the allocator has taken from the device and no tensor uses.
+
+        Args:
+            time_ns: the moment; None for the peak.
+
+        Returns:
+            None: the allocator takes nothing in advance (the CPU's).
+        """
+        event = self._moment(time_ns)
+        reserved = self._reserved_after(event)
+        if reserved is None:
+            return None
+        alive = self._alive_after(event)
+        allocated = int(self.blocks.size_bytes[alive].sum())
+        requested = int(self.blocks.requested_bytes[alive].sum())
+        return Slack(
+            reserved_bytes=reserved,
+            rounding_bytes=allocated - requested,
+            cached_bytes=reserved - allocated,
+        )
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Memory beside the allocator's count: in use on the device, pinned on the host."""
+        return read_gauges(self._data, self.device)
 
     def steps(self) -> tuple[Step, ...]:
         """Every training step that was recorded."""
@@ -370,6 +381,12 @@ class RankCapture:
 
     def _event_at(self, time_ns: int) -> int:
         return int(np.searchsorted(self.blocks.time_ns, time_ns, side="right")) - 1
+
+    def _reserved_after(self, event: int) -> int | None:
+        reserved = self._history.reserved
+        if reserved is None:
+            return None
+        return int(reserved[event]) if event >= 0 else 0
 
     def _moment(self, time_ns: int | None) -> int:
         if time_ns is not None:

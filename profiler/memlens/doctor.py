@@ -173,16 +173,44 @@ def _stacks() -> Check:
 
 
 def _cuda() -> Check:
-    later = "recording CUDA memory comes with a later release"
+    name = "CUDA memory"
     try:
         import torch
 
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        from memlens.sources.choose import cuda_problem
+        from memlens.torch_private import AllocatorHistory
+
+        problem = cuda_problem()
+        if problem is not None:
+            return Check("recording", name, Status.UNSUPPORTED, _accelerators(problem))
+        kinds = sorted(
+            {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+        )
+        found = f"{count(torch.cuda.device_count(), 'device')} ({', '.join(kinds)})"
+        if torch.version.hip:
+            found += "; ROCm: the same calls, never tried"
+        if not AllocatorHistory.can_annotate():
+            found += "; blocks are placed by time alone (torch 2.10 and newer can do better)"
+        if not AllocatorHistory.tells_out_of_memory():
+            found += "; running out of memory is seen only afterwards"
     except Exception as error:
-        return Check("recording", "CUDA memory", Status.UNSUPPORTED, f"{_why(error)}; {later}")
-    kinds = ", ".join(sorted(set(names)))
-    found = f"{count(len(names), 'device')} ({kinds})" if names else "no device"
-    return Check("recording", "CUDA memory", Status.UNSUPPORTED, f"{found}; {later}")
+        return Check("recording", name, Status.UNSUPPORTED, _why(error))
+    return Check("recording", name, Status.OK, found)
+
+
+def _accelerators(problem: str) -> str:
+    """What is true of other devices that this machine may have."""
+    import torch
+
+    xpu = getattr(torch, "xpu", None)
+    if xpu is not None and xpu.is_available():
+        return (
+            "Intel's GPUs are not recorded; `memlens import` reads what "
+            "torch.xpu.memory._dump_snapshot() writes"
+        )
+    if torch.backends.mps.is_available():
+        return "torch keeps no history of Apple's GPUs"
+    return problem
 
 
 def _child_processes() -> Check:

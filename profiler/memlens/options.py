@@ -44,6 +44,8 @@ class Options:
     """Innermost Python frames kept per allocation."""
     device: str = "auto"
     """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one."""
+    oom_only: bool = False
+    """Write nothing to disk unless a request for CUDA memory fails."""
     disabled: bool = False
     """Record nothing at all."""
 
@@ -57,6 +59,10 @@ class Options:
             )
         if self.stack_depth < 1:
             raise UsageError(f"stack depth must be 1 or more, not {self.stack_depth}")
+        if self.oom_only and self.device == "cpu":
+            raise UsageError(
+                "--oom-only waits for CUDA to run out of memory, so it goes with --device cuda or auto"
+            )
 
     @property
     def starts_late(self) -> bool:
@@ -71,6 +77,7 @@ class Options:
             "MEMLENS_STACKS": "1" if self.stacks else "0",
             "MEMLENS_STACK_DEPTH": str(self.stack_depth),
             "MEMLENS_DEVICE": self.device,
+            "MEMLENS_OOM_ONLY": "1" if self.oom_only else "0",
         }
 
     @classmethod
@@ -84,15 +91,19 @@ class Options:
         depth = environment.get("MEMLENS_STACK_DEPTH") or str(DEFAULT_STACK_DEPTH)
         if not depth.isdecimal():
             raise UsageError(f"MEMLENS_STACK_DEPTH must be a number of frames, not {depth!r}")
-        stacks = (environment.get("MEMLENS_STACKS") or "1").lower()
-        if stacks not in _TRUE | _FALSE:
-            raise UsageError(f"MEMLENS_STACKS must be 1 or 0, not {stacks!r}")
+        flags = {}
+        for name, default in (("MEMLENS_STACKS", "1"), ("MEMLENS_OOM_ONLY", "0")):
+            text = (environment.get(name) or default).lower()
+            if text not in _TRUE | _FALSE:
+                raise UsageError(f"{name} must be 1 or 0, not {text!r}")
+            flags[name] = text in _TRUE
         out = environment.get("MEMLENS_OUT")
         return cls(
             out=Path(out) if out else None,
             first_step=first,
             last_step=last,
-            stacks=stacks in _TRUE,
+            stacks=flags["MEMLENS_STACKS"],
+            oom_only=flags["MEMLENS_OOM_ONLY"],
             stack_depth=int(depth),
             device=environment.get("MEMLENS_DEVICE") or "auto",
             disabled=is_disabled(environment),

@@ -235,6 +235,16 @@ class AllocatorHistory:
         return missing
 
     @staticmethod
+    def can_annotate() -> bool:
+        """Whether entries can carry a text."""
+        return hasattr(torch._C, "_cuda_setMemoryMetadata")
+
+    @staticmethod
+    def tells_out_of_memory() -> bool:
+        """Whether torch calls somebody before it raises."""
+        return hasattr(torch._C, "_cuda_attach_out_of_memory_observer")
+
+    @staticmethod
     def device_names() -> tuple[str, ...]:
         """All devices that this process sees. Makes no context."""
         return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))

@@ -395,7 +395,7 @@ def test_an_adapter_that_cannot_be_installed_is_told_of(
         def install(self, recorder: Recorder, undo: Any) -> None:
             raise Injected("on purpose")
 
-    monkeypatch.setattr("memlens.recording.session.find_adapters", lambda recorder: [Broken()])
+    monkeypatch.setattr("memlens.adapters.load_adapters", lambda recorder: [Broken()])
     torch.manual_seed(0)
     session = memlens.profile(out=tmp_path / "run")
     outcome = job(lambda: session)

@@ -18,7 +18,7 @@ from tests.support.large import make_capture
 
 import memlens
 from memlens.cli import _exit_code
-from memlens.disk.format import read_json, write_json
+from memlens.disk.format import FORMAT_VERSION, read_json, write_json
 from memlens.errors import CaptureError
 from memlens.events import Category
 
@@ -354,7 +354,7 @@ def test_another_version_says_both(good: Good, capsys: pytest.CaptureFixture[str
         finally:
             path.write_bytes(data)
         assert (code, out) == (2, "")
-        assert "has format version 7, and this memlens reads version 1" in err
+        assert f"has format version 7, and this memlens reads version {FORMAT_VERSION}" in err
         assert "9.9" in err
 
 

@@ -27,7 +27,7 @@ HEAVY = {
 }  # fmt: skip
 
 FROZEN_COMMANDS = {
-    "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device"},
+    "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device", "--oom-only"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "compare": {
         "--optimizer", "--baseline", "--no-retain-grad", "--model", "--capacity", "--rollup",

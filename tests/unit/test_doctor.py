@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from memlens import doctor
 from memlens.cli import main
@@ -168,17 +169,37 @@ def test_a_cpu_that_cannot_be_recorded_is_an_answer(monkeypatch: pytest.MonkeyPa
     assert not can_record_cpu(examine())
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(0, "no device"), (2, "2 devices (Fake GPU)"), (1, "1 device (Fake GPU)")]
+def test_without_a_device_cuda_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    check = look("CUDA memory")
+    assert (check.status, check.detail) == (Status.UNSUPPORTED, "there is no CUDA device")
+
+
+@pytest.mark.skipif(
+    hasattr(torch._C, "_cuda_memorySnapshot"), reason="this torch is built with CUDA"
 )
-def test_cuda_devices_are_named_though_not_recorded_yet(
-    count: int, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Fake GPU")
+def test_a_torch_without_cuda_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     check = look("CUDA memory")
     assert check.status is Status.UNSUPPORTED
-    assert check.detail == f"{words}; recording CUDA memory comes with a later release"
+    assert check.detail.startswith("this torch lacks torch._C._cuda_record_memory_history")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(2, "2 devices (Fake GPU)"), (1, "1 device (Fake GPU)")]
+)
+def test_cuda_devices_are_named(count: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Fake GPU")
+    for name in (
+        "_cuda_record_memory_history",
+        "_cuda_memorySnapshot",
+        "_cuda_setMemoryMetadata",
+        "_cuda_attach_out_of_memory_observer",
+    ):
+        monkeypatch.setattr(torch._C, name, print, raising=False)
+    check = look("CUDA memory")
+    assert (check.status, check.detail) == (Status.OK, words)
 
 
 def test_a_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ class Lifetimes:
     """One row per block, ordered by allocation, and the events in order of time."""
 
     time_ns: Array
-    """Of each event, ascending."""
+    """Of each event that begins or ends a lifetime, ascending."""
+    row: Array
+    """Which of the events that were given it is."""
     first: Array
     """Event that begins each lifetime."""
     last: Array
@@ -38,6 +40,8 @@ class Lifetimes:
     """FOREVER when nothing frees it."""
     address: Array
     size_bytes: Array
+    """What the allocator set aside."""
+    requested_bytes: Array
     stack: Array
     preexisting: Array
     """It was there before recording began."""
@@ -132,12 +136,14 @@ def pair(events: dict[str, Array], on_ns: Array, off_ns: Array) -> Lifetimes:
         running = running - base[interval]
     return Lifetimes(
         time_ns=time,
+        row=order,
         first=first,
         last=last,
         alloc_ns=time[first],
         free_ns=free_ns,
         address=address[first],
         size_bytes=size[first],
+        requested_bytes=events["requested_bytes"][order][first],
         stack=events["stack"][order][first],
         preexisting=is_census[first],
         interval=interval[first],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,23 @@ class Attribution:
     """Bytes of tensors that observers saw in memory that no event tells of."""
 
 
-def attribute(blocks: Lifetimes, segments: Segments, tags: dict[str, Array]) -> Attribution:
-    """Join lifetimes, segments and tags."""
+def attribute(
+    blocks: Lifetimes,
+    segments: Segments,
+    tags: dict[str, Array],
+    workspaces: Collection[int] = (),
+) -> Attribution:
+    """Join lifetimes, segments and tags.
+
+    Args:
+        blocks: one row per block.
+        segments: what the job did when.
+        tags: what observers said, columns as on disk.
+        workspaces: sizes that libraries ask for when they make a workspace for themselves.
+    """
     where = segments.at(blocks.alloc_ns)
     category = _infer(blocks, segments, where)
+    category[_is_workspace(blocks, segments, where, workspaces)] = _CATEGORY["workspace"]
     certainty = np.full(len(category), _CERTAINTY["inferred"], np.int8)
     name = np.full(len(category), -1, np.int64)
     module = segments.module[where].astype(np.int64)
@@ -89,6 +103,21 @@ def attribute(blocks: Lifetimes, segments: Segments, tags: dict[str, Array]) -> 
     module[block[owned]] = tags["module"][tag[owned]]
     _inherit(blocks, category, certainty, name, module)
     return Attribution(category, certainty, name, module, where, uncovered)
+
+
+def _is_workspace(
+    blocks: Lifetimes, segments: Segments, where: Array, sizes: Collection[int]
+) -> Array:
+    """Blocks that only a library can hold: of the size of its workspace, and kept beyond the step.
+
+    No tensor of Python's holds them, so that nobody tags them; a tag, where there is one, wins.
+    """
+    fits: Array = np.isin(blocks.requested_bytes, list(sizes))
+    if np.any(fits):
+        freed_in = segments.step[segments.at(blocks.free_ns)]
+        fits &= (segments.scope[where] != Scope.NONE) | blocks.preexisting
+        fits &= (blocks.free_ns == FOREVER) | (freed_in > segments.step[where])
+    return fits
 
 
 def _infer(blocks: Lifetimes, segments: Segments, where: Array) -> Array:

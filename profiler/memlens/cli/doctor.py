@@ -39,7 +39,8 @@ def command(as_json: bool) -> int:
             }
             for check in checks
         ]
-        record = {"cpu": able, "cuda": False}
+        cuda = any(each.name == "CUDA memory" and each.status.value == "ok" for each in checks)
+        record = {"cpu": able, "cuda": cuda}
         click.echo(json.dumps({"can_record": record, "checks": values}, indent=2))
     else:
         _print(checks, able)
@@ -62,7 +63,8 @@ def _print(checks: list[Check], able: bool) -> None:
             click.echo(f"{'':17}{'':<14} -> {plain(check.fix)}")
     click.echo()
     if able:
-        click.echo("CPU memory can be recorded here.")
+        cuda = any(check.name == "CUDA memory" and check.status is Status.OK for check in checks)
+        click.echo(f"{'CUDA and CPU' if cuda else 'CPU'} memory can be recorded here.")
     else:
         broken = [
             check.name for check in checks if check.required and check.status is not Status.OK

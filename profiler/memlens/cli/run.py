@@ -77,6 +77,12 @@ class _RunCommand(click.Command):
     metavar="cpu|cuda|auto",
     help="Kind of device whose allocator is recorded. [default: auto: CUDA where there is a device]",
 )
+@click.option(
+    "--oom-only",
+    is_flag=True,
+    default=None,
+    help="Write nothing to disk unless CUDA memory runs out; then, what led to it.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -85,6 +91,7 @@ def command(
     stacks: bool | None,
     stack_depth: int | None,
     device: str | None,
+    oom_only: bool | None,
 ) -> None:
     """Profile a training job; the script is unchanged.
 
@@ -114,10 +121,13 @@ def command(
         options = replace(options, stack_depth=stack_depth)
     if device is not None:
         options = replace(options, device=device)
+    if oom_only:
+        options = replace(options, oom_only=True)
     if options.disabled:
         become(job, dict(os.environ))
-    from memlens.disk.runs import create_run
+    from memlens.disk.runs import create_run, plan_run
 
     shown = words if module is None else ["-m", module, *words]
-    run = create_run(options, command=tuple(shown))
+    make = plan_run if options.oom_only else create_run
+    run = make(options, command=tuple(shown))
     become(job, job_environment(run, options, main=job.is_script))

@@ -20,7 +20,7 @@ from memlens.disk.headers import MOST, RANK_FIELDS, one_line, read_header
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind, WeightKind
 
-__all__ = ["NameTables", "RankData", "read_rank"]
+__all__ = ["NameTables", "RankData", "columns_of", "names_of", "read_rank"]
 
 Array = npt.NDArray[Any]
 
@@ -108,8 +108,8 @@ def read_rank(folder: Path) -> RankData:
             )
     devices = len(header["devices"])
     try:
-        columns = {table: _columns(tables[table], table, devices) for table in SCHEMAS}
-        names = _names(columns["names"])
+        columns = {table: columns_of(tables[table], table, devices) for table in SCHEMAS}
+        names = names_of(columns["names"])
     except (ValueError, pa.ArrowException) as error:
         raise CaptureError(f"damaged capture: {folder}: {error}") from None
     return RankData(
@@ -206,7 +206,7 @@ def _without_gaps(
     return kept, None
 
 
-def _columns(table: pa.Table, name: str, devices: int) -> dict[str, Array]:
+def columns_of(table: pa.Table, name: str, devices: int) -> dict[str, Array]:
     """Columns as numpy arrays (texts as lists), each value within its bounds.
 
     Raises:
@@ -255,7 +255,8 @@ def _positions(column: pa.ChunkedArray, enum: type[Enum]) -> Array:
     return np.concatenate(parts)
 
 
-def _names(columns: dict[str, Array]) -> NameTables:
+def names_of(columns: dict[str, Array]) -> NameTables:
+    """Texts by number, from the columns of the stream of names."""
     tables: dict[NameKind, dict[int, tuple[int, str, str]]] = {kind: {} for kind in NameKind}
     of_kind = [tables[kind] for kind in _NAME_KINDS]
     for kind, number, parent, text, detail in zip(

@@ -14,7 +14,7 @@ from memlens import __version__
 from memlens.errors import OutputExistsError, UsageError
 from memlens.options import Options
 
-__all__ = ["DEFAULT_FOLDER", "create_run"]
+__all__ = ["DEFAULT_FOLDER", "create_run", "open_planned", "plan_run"]
 
 DEFAULT_FOLDER = "memlens-runs"
 
@@ -33,8 +33,6 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
         OutputExistsError: it is already there. A capture is never overwritten.
         UsageError: it can not be made.
     """
-    from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
-
     wanted = options.out
     parent = Path(DEFAULT_FOLDER).absolute() if wanted is None else Path(wanted).absolute().parent
     try:
@@ -43,19 +41,7 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
             folder = _make_new(parent, options.name or _name_of(command))
         else:
             folder = _make_given(Path(wanted).absolute())
-        write_json(
-            folder / RUN_FILE,
-            {
-                "format": FORMAT_NAME,
-                "version": FORMAT_VERSION,
-                "memlens": __version__,
-                "command": list(command),
-                "created_ns": time_ns(),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "units": {"size": "bytes", "time": "nanoseconds since the Unix epoch"},
-            },
-        )
+        _write_header(folder, command)
     except OSError as error:
         raise UsageError(
             f"cannot make the output folder {wanted or parent}: {error.strerror}"
@@ -63,15 +49,65 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
     return folder
 
 
+def plan_run(options: Options, *, command: tuple[str, ...]) -> Path:
+    """Choose the folder of a run that may never be made; `open_planned` makes it.
+
+    Raises:
+        OutputExistsError: it is already there.
+    """
+    if options.out is not None:
+        folder = options.out.absolute()
+        if folder.exists():
+            raise OutputExistsError(_exists(folder))
+        return folder
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{options.name or _name_of(command)}"
+    return Path(DEFAULT_FOLDER).absolute() / f"{stem}-{os.getpid()}"
+
+
+def open_planned(folder: Path, *, command: tuple[str, ...]) -> None:
+    """Make the folder of a planned run, unless another rank has made it already.
+
+    Raises:
+        OSError: it can not be made.
+    """
+    from memlens.disk.format import RUN_FILE
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN_FILE).exists():
+        _write_header(folder, command)
+
+
+def _write_header(folder: Path, command: tuple[str, ...]) -> None:
+    from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
+
+    write_json(
+        folder / RUN_FILE,
+        {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "memlens": __version__,
+            "command": list(command),
+            "created_ns": time_ns(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "units": {"size": "bytes", "time": "nanoseconds since the Unix epoch"},
+        },
+    )
+
+
+def _exists(folder: Path) -> str:
+    return (
+        f"output folder exists already and is never overwritten: {folder}; "
+        "choose another with --out (or MEMLENS_OUT), or remove it"
+    )
+
+
 def _make_given(folder: Path) -> Path:
     try:
         folder.mkdir()
     except FileExistsError:
         if not folder.is_dir() or any(folder.iterdir()):  # else there is nothing to overwrite
-            raise OutputExistsError(
-                f"output folder exists already and is never overwritten: {folder}; "
-                "choose another with --out (or MEMLENS_OUT), or remove it"
-            ) from None
+            raise OutputExistsError(_exists(folder)) from None
     return folder
 
 

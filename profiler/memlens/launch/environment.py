@@ -21,6 +21,7 @@ VARIABLES = {
     "MEMLENS_STACKS": "0: no Python stacks, as --no-stacks",
     "MEMLENS_STACK_DEPTH": "innermost Python frames kept, as --stack-depth",
     "MEMLENS_DEVICE": "device whose allocator is recorded, as --device",
+    "MEMLENS_OOM_ONLY": "1: write nothing unless CUDA memory runs out, as --oom-only",
     "MEMLENS_CPU_SOURCE": "hook, profiler or auto: how CPU memory is recorded",
     "MEMLENS_DISABLE": "1: record nothing; `memlens run` merely runs the job",
     "MEMLENS_DEBUG": "1: show tracebacks of memlens' own faults",

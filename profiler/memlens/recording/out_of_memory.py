@@ -35,6 +35,7 @@ class OutOfMemoryObserver:
         open_folder: makes the rank's folder, where it is not there yet.
         run: the run's folder, once it is known.
         place: rank, world size and training step, at the moment.
+        afterwards: called when a bundle is written.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class OutOfMemoryObserver:
         open_folder: Callable[[], None],
         run: Callable[[], Path | None],
         place: Callable[[], tuple[int | None, int, int]],
+        afterwards: Callable[[], None] | None = None,
     ) -> None:
         self._recorder = recorder
         self._source = source
         self._open_folder = open_folder
         self._run = run
         self._place = place
+        self._afterwards = afterwards
         self._last: tuple[int, int] = (0, 0)
         """Time and failed requests of the last bundle."""
         self._heard_ns = time_ns()
@@ -77,11 +80,20 @@ class OutOfMemoryObserver:
                 stack=_stack_of_job(),
             )
             self._last = (time_ns(), requested)
+            self._say(folder)
             rank, world_size, _ = self._place()
             if folder is not None and world_size > 1:
                 self._call_peers(folder.parent, rank)
         except Exception as error:
             recorder.problem(f"no bundle was written ({type(error).__name__}: {error})")
+
+    def _say(self, folder: Path | None) -> None:
+        if folder is not None:
+            with suppress(OSError, ValueError):  # nobody is listening
+                print(
+                    f"memlens: out of CUDA memory; what led to it: memlens report {folder.parent}",
+                    file=sys.stderr,
+                )
 
     def _write(self, device: int, **circumstances: Any) -> Path | None:
         from memlens.disk.oom import write_bundle
@@ -96,6 +108,8 @@ class OutOfMemoryObserver:
         facts.update(circumstances)
         step = self._place()[2]
         write_bundle(folder, time_ns=time_ns(), step=step, **facts)
+        if self._afterwards is not None:
+            self._afterwards()
         return folder
 
     def _call_peers(self, run: Path, rank: int | None) -> None:

@@ -27,6 +27,7 @@ def profile(
     stacks: bool | None = None,
     stack_depth: int | None = None,
     device: str | None = None,
+    oom_only: bool | None = None,
 ) -> Session:
     """Record this process while the returned session is open.
 
@@ -49,6 +50,7 @@ def profile(
         stack_depth: how many innermost frames to keep. Default: 32.
         device: kind of device whose allocator is recorded: "cpu", "cuda", or "auto", which takes CUDA
             where there is a device. Default: "auto".
+        oom_only: write nothing to disk unless CUDA memory runs out. Default: no.
 
     Raises:
         UsageError: an argument is not valid.
@@ -67,4 +69,6 @@ def profile(
         options = replace(options, stack_depth=stack_depth)
     if device is not None:
         options = replace(options, device=device)
+    if oom_only is not None:
+        options = replace(options, oom_only=oom_only)
     return Session(options, model=model, optimizer=optimizer)

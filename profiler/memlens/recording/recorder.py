@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time_ns
@@ -33,7 +33,7 @@ from memlens.recording.mark_clock import MarkClock
 from memlens.recording.names import Names
 from memlens.recording.storages import storages
 from memlens.recording.uninterrupted import uninterrupted
-from memlens.sources.base import Block, EventBatch, Source
+from memlens.sources.base import Block, EventBatch, Gauge, Source
 
 __all__ = ["Recorder"]
 
@@ -47,6 +47,7 @@ DRAIN_NS = 400_000_000
 DRAIN_EVENTS = 16_000
 """Drain earlier when the last rate would give more: bounds the memory that a batch takes."""
 MIN_DRAIN_NS = 10_000_000
+GAUGE_NS = 1_000_000_000
 MOST_HELD_ROWS = 200_000
 """Kept in memory while it is not known whether this process is a rank; then it is recorded anyway."""
 
@@ -81,6 +82,9 @@ class Recorder:
         self.on_evidence: Callable[[bool], None] | None = None
         """Called when this process turns out to train a model, until there is a file to write to;
         its argument says whether that is certain."""
+        self.gauges: list[Callable[[], Iterable[Gauge]]] = []
+        """Asked about once a second for memory that no allocator tells of."""
+        self._gauge_ns = 0
         self._marks: list[tuple[int, int, int, int]] = []
         self._marks_before = 0
         """How many marks earlier batches hold: the first one in the list has this number."""
@@ -289,7 +293,7 @@ class Recorder:
             last = int(max(batch.time_ns))
             for device, total in batch.allocator_total_bytes.items():
                 self._marks.append((last, _MARK["allocator_total"], device, total))
-        for what, device_name, value in batch.gauges:
+        for what, device_name, value in [*batch.gauges, *self._measure(now)]:
             number = self.names.intern(NameKind.SCOPE, what, device_name)
             self._marks.append((now, _MARK["gauge"], number, value))
         self._emit_rows("names", self.names.pending)
@@ -306,6 +310,19 @@ class Recorder:
         interval = DRAIN_NS if not count else elapsed * DRAIN_EVENTS // count
         self._last_drain_ns = now
         self.next_drain_ns = now + max(MIN_DRAIN_NS, min(DRAIN_NS, interval))
+
+    def _measure(self, now: int) -> list[Gauge]:
+        if not self.gauges or now - self._gauge_ns < GAUGE_NS:
+            return []
+        self._gauge_ns = now
+        found: list[Gauge] = []
+        for ask in list(self.gauges):
+            try:
+                found += ask()
+            except Exception as error:
+                self.gauges.remove(ask)
+                self.problem(f"a gauge failed ({type(error).__name__}: {error})")
+        return found
 
     def _begin_anew(self, batch: EventBatch, now: int) -> None:
         """The source has missed something: the capture is blind until its new census."""

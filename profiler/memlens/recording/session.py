@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from memlens import __version__
-from memlens.adapters import find_adapters
-from memlens.disk.runs import create_run
+from memlens.adapters import Adapters
+from memlens.disk.runs import create_run, open_planned
 from memlens.disk.writer import RankWriter
 from memlens.errors import MemlensError, OutputExistsError, SessionActiveError, UsageError
 from memlens.observers.backward import BackwardObserver
@@ -35,6 +35,7 @@ from memlens.recording.identity import find_rank, is_loader_worker, is_multiproc
 from memlens.recording.names import Names
 from memlens.recording.out_of_memory import OutOfMemoryObserver
 from memlens.recording.recorder import Recorder
+from memlens.recording.tail import Tail
 from memlens.recording.uninterrupted import uninterrupted
 from memlens.sources.choose import make_source
 from memlens.sources.cuda import CudaSource
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from memlens.capture import Capture
 
 __all__ = ["Session", "current_session"]
+
+TAIL_EVENTS = 100_000
+MOST_TAIL_ROWS = 400_000
+"""What is kept in memory for --oom-only: some 30 MB."""
 
 T = TypeVar("T")
 _current: Session | None = None
@@ -115,7 +120,12 @@ class Session:
         names = Names()
         depth = self._options.stack_depth if self._options.stacks else 0
         source = make_source(self._options.device, names, stack_depth=depth)
-        recorder = self._recorder = Recorder(source, names)
+        tail = None
+        if self._options.oom_only:
+            if not isinstance(source, CudaSource):
+                raise UsageError("--oom-only waits for CUDA to run out, and there is no CUDA here")
+            tail = Tail(TAIL_EVENTS, MOST_TAIL_ROWS, source.header)
+        recorder = self._recorder = Recorder(source, names, tail)
         recorder.on_fault = self._fall_asleep
         self._source = source
         try:
@@ -140,11 +150,13 @@ class Session:
         return self
 
     def _install(self, recorder: Recorder) -> None:
-        if self._wait:
+        if self._wait or self._options.oom_only:
             recorder.on_evidence = self._on_evidence
+        if self._wait:
+            pass
         elif not self._options.starts_late:
             recorder.start_source()  # first of all: where it fails, nothing is on disk yet
-        if not self._wait:
+        if not self._wait and not self._options.oom_only:
             self._open()
         recorder.active = True
         parameters = self._parameters = Parameters(recorder)
@@ -171,15 +183,15 @@ class Session:
         if isinstance(self._source, CudaSource):
             JobHistoryObserver(recorder, self._source).install(self._undo)
             OutOfMemoryObserver(
-                recorder, self._source, self._open, lambda: self._run, self._place
+                recorder,
+                self._source,
+                open_folder=self._open,
+                run=lambda: self._run,
+                place=self._place,
+                afterwards=self._close_early if self._options.oom_only else None,
             ).install(self._undo, heartbeat)
-        for adapter in find_adapters(recorder):
-            try:
-                adapter.install(recorder, self._undo)
-            except Exception as error:
-                recorder.problem(
-                    f"adapter for {adapter.library} failed ({type(error).__name__}: {error})"
-                )
+        self._adapters = Adapters(recorder, self._undo)
+        self._adapters.install_new()
         for model in self._models:
             modules.learn_existing(list(model.modules()))
             modules.name(model)
@@ -214,7 +226,7 @@ class Session:
         self._recorder = _current = None
 
     def _finish(self, recorder: Recorder) -> None:
-        self.is_recorded, self.trains = recorder.is_open, recorder.trains
+        self.trains = recorder.trains
         self._wind_up(recorder)
         self.events = recorder.events
         if self._on_close is not None:
@@ -266,6 +278,7 @@ class Session:
         step = self._optimizer_observer.step
         if step != self._weights_step:
             self._weights_step = step
+            self._adapters.install_new()
             self._parameters.tag_weights()
             self._note_rank()
 
@@ -305,7 +318,7 @@ class Session:
     def _on_evidence(self, certain: bool) -> None:
         if is_loader_worker():  # it calls modules, or makes them, and is no rank
             self._fall_asleep()
-        elif certain or not is_multiprocessing_child():
+        elif not self._options.oom_only and (certain or not is_multiprocessing_child()):
             self._open()
 
     # -- disk ----------------------------------------------------------------------------------
@@ -321,6 +334,8 @@ class Session:
             return
         if self._run is None:
             self._run = create_run(self._options, command=tuple(sys.argv))
+        elif self._options.oom_only:
+            open_planned(self._run, command=tuple(sys.argv))
         self.rank, world_size = find_rank()
         header: dict[str, object] = {
             "rank": self.rank,
@@ -344,6 +359,15 @@ class Session:
             "notes": self._source.notes,
         }
         recorder.open(_make_writer(self._run, self.rank, header))
+        self.is_recorded = True
+
+    def _close_early(self) -> None:
+        """With --oom-only, what led to the first failure is all that is written."""
+        recorder = self._recorder
+        if recorder is not None:
+            recorder.active = False
+            recorder.stop_source()
+            recorder.close()
 
     def _note_rank(self) -> None:
         recorder = self._recorder

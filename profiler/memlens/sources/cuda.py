@@ -10,6 +10,7 @@ Where the job records the history itself, it is read and never emptied: it belon
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from time import perf_counter_ns, time_ns
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from memlens.sources.cuda_trace import (
     active_requested_bytes,
     blocks_of,
 )
+from memlens.sources.cuda_workspaces import workspace_bytes
 
 __all__ = ["CudaSource", "History"]
 
@@ -267,7 +269,11 @@ class CudaSource:
 
     def header(self) -> dict[str, object]:
         """The allocator's settings, without which block sizes can not be worked out."""
-        return {"allocator": self._settings, "devices": list(self.devices)}
+        return {
+            "allocator": self._settings,
+            "devices": list(self.devices),
+            "workspaces": workspace_bytes(os.environ),
+        }
 
     # -- reading -------------------------------------------------------------------------------
 

@@ -1,0 +1,32 @@
+"""How large the workspaces are that torch gives to cuBLAS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+__all__ = ["workspace_bytes"]
+
+# parseChosenWorkspaceSize and _parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp: one
+# workspace per handle and stream, taken from the caching allocator at the first matrix product, and kept.
+HOPPER_BYTES = 4096 * 8 * 1024
+OTHER_BYTES = (4096 * 2 + 16 * 8) * 1024
+
+
+def workspace_bytes(environment: Mapping[str, str]) -> list[int]:
+    """Sizes of requests that are for a workspace.
+
+    Args:
+        environment: the job's variables; `CUBLAS_WORKSPACE_CONFIG` (`:KiB:count`, repeated) and
+            `CUBLASLT_WORKSPACE_SIZE` (KiB) take the place of the defaults.
+    """
+    sizes = {HOPPER_BYTES, OTHER_BYTES}
+    pairs = re.findall(r":([0-9]+):([0-9]+)", environment.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    if pairs:
+        total = sum(int(size) * int(count) for size, count in pairs) * 1024
+        # Older releases did not multiply by the count.
+        sizes = {total, sum(int(size) for size, _ in pairs) * 1024}
+    lt = environment.get("CUBLASLT_WORKSPACE_SIZE", "")
+    if lt.isdecimal():
+        sizes.add(int(lt) * 1024)
+    return sorted(sizes - {0})
