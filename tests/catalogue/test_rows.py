@@ -14,7 +14,7 @@ from memlens.catalogue.row import Row
 from memlens.catalogue.rows import factored, low_bit, low_rank, others, plain, reuse
 from memlens.catalogue.table import CATALOGUE, find
 from memlens.errors import UsageError
-from memlens.report.optimizer_view import DTYPES, SHAPES, implementations_of, plain_of
+from memlens.report.optimizers.view import DTYPES, SHAPES, implementations_of, plain_of
 
 ROWS = [pytest.param(row, id=name) for name, row in CATALOGUE.items()]
 

@@ -21,8 +21,8 @@ from memlens.catalogue.table import CATALOGUE, find
 from memlens.cli import main
 from memlens.events import Category
 from memlens.palette import CATEGORY_SERIES
-from memlens.report.optimizer_chart import bars_of
-from memlens.report.optimizer_view import implementations_of, number
+from memlens.report.optimizers.chart import bars_of
+from memlens.report.optimizers.view import implementations_of, number
 
 SVG = "{http://www.w3.org/2000/svg}"
 

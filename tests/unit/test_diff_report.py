@@ -19,9 +19,9 @@ from memlens.answers import Frame
 from memlens.cli.diff import command
 from memlens.errors import UsageError
 from memlens.events import ROLLUP, Category
-from memlens.report.diff_payload import diff_payload
-from memlens.report.diff_terminal import print_diff
-from memlens.report.diff_view import view_diff
+from memlens.report.diff.payload import diff_payload
+from memlens.report.diff.terminal import print_diff
+from memlens.report.diff.view import view_diff
 from memlens.report.view import ReportOptions
 
 MIB = 1 << 20

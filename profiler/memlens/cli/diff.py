@@ -48,7 +48,7 @@ def command(
     needs more.
     """
     from memlens.cli.runs import open_run
-    from memlens.report.diff_view import view_diff
+    from memlens.report.diff.view import view_diff
     from memlens.report.view import ReportOptions
 
     options = ReportOptions(rollup=rollup, rank=rank, step=step, top=top)
@@ -56,11 +56,11 @@ def command(
     if as_json:
         import json
 
-        from memlens.report.diff_payload import diff_payload
+        from memlens.report.diff.payload import diff_payload
 
         click.echo(json.dumps(diff_payload(view, options), indent=2))
     else:
-        from memlens.report.diff_terminal import print_diff
+        from memlens.report.diff.terminal import print_diff
         from memlens.report.terminal import make_console
 
         print_diff(view, options, make_console())

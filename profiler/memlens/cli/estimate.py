@@ -101,7 +101,7 @@ def command(
 
         click.echo(json.dumps(_payload(asked, found), indent=2))
     else:
-        from memlens.report.estimate_table import print_estimates
+        from memlens.report.optimizers.estimate import print_estimates
         from memlens.report.terminal import make_console
 
         print_estimates(asked, found, make_console())

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from memlens.catalogue.row import Row
-    from memlens.report.optimizer_view import OptimizerView
+    from memlens.report.optimizers.view import OptimizerView
 
 __all__ = ["command"]
 
@@ -48,7 +48,7 @@ def command(
     Figures are bytes per parameter, measured by memlens itself; NAME --measure repeats that.
     """
     from memlens.catalogue.table import CATALOGUE, find
-    from memlens.report.optimizer_view import implementations_of, stored_view
+    from memlens.report.optimizers.view import implementations_of, stored_view
 
     if name is None and measure:
         raise click.UsageError("--measure needs the NAME of an optimizer")
@@ -69,25 +69,25 @@ def command(
     if as_json:
         import json
 
-        from memlens.report.optimizer_payload import optimizers_payload
+        from memlens.report.optimizers.payload import optimizers_payload
 
         click.echo(json.dumps(optimizers_payload(views), indent=2))
         return
     from memlens.report.terminal import make_console
 
     if name is None:
-        from memlens.report.optimizer_table import print_catalogue
+        from memlens.report.optimizers.table import print_catalogue
 
         print_catalogue(views, make_console())
     else:
-        from memlens.report.optimizer_page import print_optimizer
+        from memlens.report.optimizers.page import print_optimizer
 
         print_optimizer(views[0], views[1:], make_console())
 
 
 def _draw(path: Path, dtype: str, only: tuple[str, ...]) -> None:
     from memlens.cli.compare import split_names
-    from memlens.report.optimizer_chart import draw_optimizers
+    from memlens.report.optimizers.chart import draw_optimizers
 
     number = draw_optimizers(path, dtype, split_names(only))
     click.echo(f"wrote {path}: {number} bars")
@@ -107,7 +107,7 @@ def _measure(row: Row) -> OptimizerView:
     from memlens.catalogue.installed import missing_libraries
     from memlens.catalogue.measured import read_figures
     from memlens.errors import MemlensError, MissingDependencyError
-    from memlens.report.optimizer_view import fresh_view
+    from memlens.report.optimizers.view import fresh_view
 
     for library in missing_libraries(row):
         raise MissingDependencyError(library, f"measure {row.name}", row.extra)

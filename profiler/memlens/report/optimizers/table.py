@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from memlens.catalogue.measured import conditions
-from memlens.report.optimizer_view import OptimizerView, number, plain_of
+from memlens.report.optimizers.view import OptimizerView, number, plain_of
 from memlens.report.tables import make_table
 
 __all__ = ["print_catalogue"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from memlens.palette import series_of
-from memlens.report import diff_tables as tables
+from memlens.report.diff import tables
 from memlens.report.ink import Ink
 from memlens.report.text import count, plain
 from memlens.report.view import command_line
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from memlens.analysis.diff import Diff
     from memlens.answers import Peak
     from memlens.palette import Series
-    from memlens.report.diff_view import DiffView, Side
+    from memlens.report.diff.view import DiffView, Side
     from memlens.report.view import ReportOptions
 
 __all__ = ["print_diff"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from memlens.report.optimizer_view import OptimizerView
+from memlens.report.optimizers.view import OptimizerView
 
 __all__ = ["optimizers_payload"]
 

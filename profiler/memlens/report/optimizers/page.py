@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from memlens.catalogue.row import Row
-from memlens.report.optimizer_view import DTYPES, SHAPES, OptimizerView, number
+from memlens.report.optimizers.view import DTYPES, SHAPES, OptimizerView, number
 from memlens.report.tables import make_table
 from memlens.report.text import plain
 

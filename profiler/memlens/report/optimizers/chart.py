@@ -26,7 +26,7 @@ from memlens.report.figure import (
     keep_if_it_fits,
     make_figure,
 )
-from memlens.report.optimizer_view import plain_of
+from memlens.report.optimizers.view import plain_of
 
 # Behind memlens.report.figure, which says what to install where matplotlib is missing.
 from matplotlib.ticker import FuncFormatter, MultipleLocator  # isort: skip

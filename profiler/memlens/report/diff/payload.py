@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memlens.analysis.diff import ModuleChange, StepChange
     from memlens.analysis.sites import SiteChange
     from memlens.answers import Peak
-    from memlens.report.diff_view import DiffView, Side
+    from memlens.report.diff.view import DiffView, Side
     from memlens.report.view import ReportOptions
 
 __all__ = ["FORMAT_VERSION", "diff_payload"]

@@ -1,0 +1,1 @@
+"""How two runs differ, for the terminal and for programs."""

@@ -1,0 +1,1 @@
+"""What the catalogue of optimizers says, as tables, pages, pictures and JSON."""
