@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,33 @@ def test_a_free_that_is_noted_while_a_heartbeat_drains(tmp_path: Path) -> None:
 
         assert noted == []
         assert watch._freed is noted
+
+
+def test_threads_of_the_engine_work_for_the_session_within_its_backward(tmp_path: Path) -> None:
+    """On a GPU, hooks of autograd run on threads that Python has not started."""
+    answers: dict[str, bool] = {}
+
+    def ask(name: str) -> None:
+        done = _thread.allocate_lock()
+        done.acquire()
+
+        def run() -> None:
+            answers[name] = recorder.is_ours()
+            done.release()
+
+        _thread.start_new_thread(run, ())
+        done.acquire()
+
+    with memlens.profile(out=tmp_path / "run") as session:
+        recorder = recorder_of(session)
+        ask("outside")
+        recorder.begin_backward(1)
+        ask("within")
+        recorder.begin_backward(2)
+        pythons = threading.Thread(target=lambda: answers.update(python=recorder.is_ours()))
+        pythons.start()
+        pythons.join()
+        recorder.backward = 0
+        ask("after")
+        assert recorder.is_ours()
+    assert answers == {"outside": False, "within": True, "python": False, "after": False}

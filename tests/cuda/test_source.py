@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import pytest
@@ -77,22 +78,13 @@ def test_says_of_every_block_what_the_cpu_source_says(over: Install, tmp_path: P
 
 def test_counts_what_the_allocator_counts_at_every_step(over: Install, tmp_path: Path) -> None:
     history = over(HookHistory())
-    counted: list[int] = []
-    base = history.allocated_bytes()
+    ends: list[tuple[int, int]] = []
     with memlens.profile(out=tmp_path / "run") as session:
-        # Of tensors only: what the session itself keeps is no tensor.
-        train(after_step=lambda step: counted.append(history.allocated_bytes() - base))
+        train(after_step=lambda step: ends.append((time_ns(), history.allocated_bytes())))
     rank = session.capture.ranks[0]
     assert_sound(rank)
-    ends = [step.end_bytes - base for step in rank.steps()]
-    # The job's own step ends after zero_grad; the capture's with step().
-    gradients = sum(
-        size for name, size in rank.steps()[0].end_categories.items() if name is Category.GRADIENT
-    )
-    assert len(ends) == len(counted) == 4
-    assert [end - gradients for end in ends[:-1]] != []
-    at = [rank.categories_at(step.start_ns) for step in rank.steps()[1:]]
-    assert [sum(each.values()) for each in at] == [step.end_bytes for step in rank.steps()[:-1]]
+    for time, allocated in ends:
+        assert sum(rank.categories_at(time).values()) == allocated > 0
 
 
 def test_a_training_is_the_same_to_the_bit(over: Install, tmp_path: Path) -> None:
@@ -127,20 +119,33 @@ def test_the_ring_is_emptied_before_it_wraps(over: Install, tmp_path: Path) -> N
 
 
 def test_a_ring_that_wraps_is_said_so_and_counted(over: Install, tmp_path: Path) -> None:
-    history = over(HookHistory(ring=150))
-    with memlens.profile(out=tmp_path / "run") as session:
-        train()
-        made = history.calls(0)
+    history = over(HookHistory(ring=400))
+    session = memlens.profile(out=tmp_path / "run")
+    ends: list[tuple[int, int]] = []
+
+    def after_step(step: int) -> None:
+        assert session._recorder is not None
+        if step not in (3, 4):
+            session._recorder.drain()
+        ends.append((time_ns(), history.allocated_bytes()))
+
+    with session:
+        train(steps=8, after_step=after_step)
     rank = session.capture.ranks[0]
     coverage = rank.coverage
     assert not coverage.complete
-    assert 0 < coverage.lost_events <= made
+    assert coverage.lost_events > 100
+    assert coverage.blind_ns > 0
+    assert coverage.witness_difference_bytes == 0
     assert_adds_up(rank)
-    # What is in use when recording ends is known all the same.
-    alive = rank.categories_at(2**62)
-    assert alive[Category.WEIGHT] > 0
-    assert alive[Category.OPTIMIZER_STATE] > 0
-    assert alive[Category.UNKNOWN] < sum(alive.values()) / 20
+    # Before the loss and after it everything is known.
+    for step in (1, 2, 6, 7):
+        time, allocated = ends[step]
+        held = rank.categories_at(time)
+        assert sum(held.values()) == allocated
+        assert held[Category.WEIGHT] > 0
+        assert held[Category.OPTIMIZER_STATE] > held[Category.WEIGHT]
+        assert held[Category.UNKNOWN] == 0
 
 
 def test_what_was_there_before_is_known(over: Install, tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_pinned_and_device_memory_are_measured(over: Install, tmp_path: Path) ->
     rank = record(tmp_path / "run")
     gauges = {gauge.what: gauge for gauge in rank.gauges()}
     assert gauges["pinned host memory"].peak_bytes == 3 << 20
-    assert gauges["device memory in use"].last_bytes > 500 << 20
+    assert gauges["device memory in use"].last_bytes >= 500 << 20
 
 
 def test_several_sessions_in_a_row(over: Install, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from memlens.answers import (
     Allocation,
     Coverage,
     Frame,
+    Gauge,
     Growth,
     ModuleUsage,
     Peak,
     RunInfo,
+    Slack,
     Step,
     Timeline,
 )
@@ -70,6 +72,7 @@ class FakeRank:
     suspects: tuple[Growth, ...] = ()
     class_names: dict[str, str] = field(default_factory=dict)
     reserved_bytes: int | None = None
+    measured: tuple[Gauge, ...] = ()
 
     def __post_init__(self) -> None:
         changes: list[tuple[int, int, Block]] = []
@@ -83,6 +86,18 @@ class FakeRank:
     @property
     def events(self) -> int:
         return len(self._changes)
+
+    @property
+    def reserved_peak_bytes(self) -> int | None:
+        return self.reserved_bytes
+
+    def slack_at(self, time_ns: int | None = None) -> Slack | None:
+        if self.reserved_bytes is None:
+            return None
+        return Slack(self.reserved_bytes, 0, self.reserved_bytes - self.peak().allocated_bytes)
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        return self.measured
 
     def timeline(self, max_points: int | None = None) -> Timeline:
         times = [START_NS + when for when, _, _ in self._changes]

@@ -18,8 +18,8 @@ FRAMES = [{"name": "make", "filename": "job.py", "line": 7}]
 class HookHistory:
     """Tells of this process's CPU allocations as torch's CUDA allocator would tell of its own.
 
-    Real trainings run on it, in which every tensor, hook and thread is real; only the allocator is not. It
-    rounds to 512 bytes and tells of no segments.
+    Real trainings run on it: tensors, hooks and threads are real, only the allocator is not. It rounds to
+    512 bytes and tells of no segments.
 
     Args:
         ring: how many entries are kept at most; the allocator's parameter is ignored.
@@ -118,7 +118,7 @@ class HookHistory:
         segment = {
             "device": 0,
             "address": 1 << 60,
-            "total_size": total,
+            "total_size": 0,  # it knows of no segments
             "allocated_size": total,
             "active_size": total,
             "requested_size": sum(self._live.values()),

@@ -175,11 +175,14 @@ def assert_adds_up(rank: RankCapture) -> None:
 
 def brute_force_totals(rank: RankCapture) -> npt.NDArray[np.int64]:
     """Bytes allocated after each event, by a dictionary of what is alive: address to bytes."""
-    events = rank._data.events
-    order = np.argsort(events["time_ns"], kind="stable")
+    code = codes(Action)
+    events = rank._history.events
+    of_blocks = [
+        code[name] for name in ("alloc", "free", "free_requested", "census", "census_free")
+    ]
+    order = np.flatnonzero(np.isin(events["action"], of_blocks))
     alive: dict[int, int] = {}
     total, totals = 0, []
-    code = codes(Action)
     begins = {code["alloc"], code["census"]}
     for action, address, size in zip(
         events["action"][order].tolist(),

@@ -17,7 +17,7 @@ INTEGRATIONS = Path(memlens_integrations.__file__).parent
 
 LAYERS = (
     {"__init__", "errors", "events", "palette", "units"},
-    {"answers", "options", "torch_private", "catalogue", "models", "optim"},
+    {"answers", "allocator", "options", "torch_private", "catalogue", "models", "optim"},
     {"disk"},
     {"attribution"},
     {"analysis"},

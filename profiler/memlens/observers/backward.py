@@ -59,7 +59,7 @@ class BackwardObserver:
         self._depth += 1
         if self._depth == 1:
             self._runs += 1
-            self._recorder.backward = self._runs
+            self._recorder.begin_backward(self._runs)
             self._recorder.evidence()
             self._before_gradients()
         self._recorder.mark(MarkKind.BACKWARD_ENTER)

@@ -119,6 +119,11 @@ class Recorder:
 
         return call
 
+    def begin_backward(self, number: int) -> None:
+        """The session's thread calls the engine."""
+        self._engine_threads.clear()  # numbers of threads that have ended are given out again
+        self.backward = number
+
     def is_ours(self) -> bool:
         """Whether this thread works for the session: its own, and the engine's within its backward.
 
@@ -141,17 +146,17 @@ class Recorder:
     def mark(self, kind: MarkKind, number: int = -1, value: int = 0) -> None:
         """Note that the job did something, now."""
         now = time_ns()
-        self._marks.append((now, _MARK[kind.value], number, value))
-        if self._clock is not None:
-            self._annotate()
+        if self._clock is None:
+            self._marks.append((now, _MARK[kind.value], number, value))
+        else:
+            # A heartbeat may write marks away between any two lines; the sum stays the same.
+            ordinal = self._marks_before + len(self._marks)
+            self._marks.append((now, _MARK[kind.value], number, value))
+            self._clock.note(ordinal, now, threading.get_ident())
+            if self.source.annotate is not None:
+                self.source.annotate(ordinal)
         if now >= self.next_drain_ns:
             self.breathe(now)
-
-    def _annotate(self) -> None:
-        assert self._clock is not None and self.source.annotate is not None
-        number = self._marks_before + len(self._marks) - 1
-        self._clock.note(number, self._marks[-1][0], threading.get_ident())
-        self.source.annotate(number)
 
     def tag_address(
         self, address: int, size_bytes: int, category: int, name: int, module: int, device: int
@@ -239,8 +244,8 @@ class Recorder:
             except BaseException:
                 self.source.abandon()  # it must not go on recording into nowhere
                 raise
+            self._store(batch)  # first: it may tell of a loss, after which recording began anew
             self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
-            self._store(batch)
 
     def breathe(self, now: int) -> None:
         """Drain, if this is a moment at which the source can be drained."""
@@ -297,7 +302,7 @@ class Recorder:
             number = self.names.intern(NameKind.SCOPE, what, device_name)
             self._marks.append((now, _MARK["gauge"], number, value))
         self._emit_rows("names", self.names.pending)
-        self._marks_before += self._emit_rows("marks", self._marks)
+        self._emit_marks()
         self._emit_rows("tags", self._tags)
         if batch.census:
             self._emit_events(census_columns(batch.census, self._on_ns))
@@ -334,19 +339,25 @@ class Recorder:
         with suppress(OSError):
             self.update_header(lost_events=self.lost_events)
 
+    def _emit_marks(self) -> None:
+        count = len(self._marks)
+        if count:
+            self._emit("marks", make_batch("marks", list(zip(*self._marks[:count], strict=True))))
+            self._marks_before += count
+            del self._marks[:count]
+
     def _emit_events(self, columns: list[Any]) -> None:
         count = len(columns[0])
         if count:
             self._emit("events", make_batch("events", columns))
             self.events += count
 
-    def _emit_rows(self, table: str, rows: list[Any]) -> int:
-        count = len(rows)
-        if count:
+    def _emit_rows(self, table: str, rows: list[Any]) -> None:
+        if rows:
+            count = len(rows)
             self._emit(table, make_batch(table, list(zip(*rows[:count], strict=True))))
             # Emptied in place: a heartbeat may come while somebody is about to append to this list.
             del rows[:count]
-        return count
 
     def _emit(self, table: str, batch: pa.RecordBatch) -> None:
         sink: Sink = self._held if self._writer is None else self._writer

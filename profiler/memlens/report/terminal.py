@@ -13,6 +13,7 @@ from rich.text import Text
 
 from memlens.palette import Series, series_of
 from memlens.report import tables
+from memlens.report.beside import beside_lines
 from memlens.report.chart import area_chart, legend
 from memlens.report.groups import alike_allocations, alike_modules
 from memlens.report.ink import Ink
@@ -80,6 +81,9 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     _print_headline(capture, view, len(ranks), console)
     _print_charts(view, series, ink, console)
     _print_categories(view, series, ink, options, console)
+    if lines := beside_lines(view.rank, view.slack):
+        _section(console, "Beside the blocks")
+        console.print(Text("\n".join(lines)))
     _print_steps(view, series, ink, console)
     _print_details(view, series, ink, options.top, console)
     if len(ranks) > 1:

@@ -13,7 +13,16 @@ from memlens.report.text import count
 from memlens.units import format_bytes, format_duration_ns
 
 if TYPE_CHECKING:
-    from memlens.answers import Allocation, Growth, ModuleUsage, Peak, RunInfo, Step, Timeline
+    from memlens.answers import (
+        Allocation,
+        Growth,
+        ModuleUsage,
+        Peak,
+        RunInfo,
+        Slack,
+        Step,
+        Timeline,
+    )
     from memlens.capture import Capture, RankCapture
 
 __all__ = [
@@ -83,6 +92,8 @@ class RankView:
     """Bytes of weights at the moment, by kind; they sum to the category weight."""
     peak_weight_kinds: Mapping[WeightKind, int]
     """The same at the peak of the run."""
+    slack: Slack | None
+    """What the allocator holds beyond the blocks at the moment; None: it takes nothing in advance."""
 
     @property
     def at_peak(self) -> bool:
@@ -142,6 +153,7 @@ def view_rank(rank: RankCapture, options: ReportOptions) -> RankView:
         inferred_bytes=inferred,
         weight_kinds=rank.weights_at(at_ns),
         peak_weight_kinds=rank.weights_at(),
+        slack=rank.slack_at(at_ns),
     )
 
 

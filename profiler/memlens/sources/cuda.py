@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from operator import itemgetter
 from time import perf_counter_ns, time_ns
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from memlens.allocator.rewind import starting_state
+from memlens.allocator.settings import AllocatorSettings
 from memlens.errors import SourceError
 from memlens.recording.names import Names
 from memlens.sources.base import Block, EventBatch, Gauge
@@ -46,6 +49,9 @@ SHARED_PAUSE = 30
 """A history that is not ours to empty is copied whole each time: rest so many times as long."""
 TAIL = 32
 """By so many of its last entries a history is recognised that others have gone on with."""
+CLOCK_US = 1000
+"""By less than this two conversions of one time differ."""
+_LOOK = itemgetter("action", "size", "stream")
 
 
 class History(Protocol):
@@ -115,7 +121,7 @@ class CudaSource:
         """Allocated bytes of each device when recording began."""
         self._requested: dict[int, int] = {}
         self._calls: dict[int, int] = {}
-        self._seen: dict[int, list[tuple[Any, ...]] | int] = {}
+        self._seen: dict[int, list[dict[str, Any]] | int] = {}
         """Of each device's history, what was read before: how many entries, or how the last ones look."""
         self._rest_until_ns = 0
         self._gauge_ns = 0
@@ -314,19 +320,31 @@ class CudaSource:
         self._rest_until_ns = 0
 
     def _note_seen(self, device: int, entries: list[dict[str, Any]]) -> None:
-        self._seen[device] = [_look(entry) for entry in entries[-TAIL:]] or 0
+        kept = ("action", "addr", "size", "stream", "time_us")
+        self._seen[device] = [
+            {key: entry.get(key) for key in kept} for entry in entries[-TAIL:]
+        ] or 0
 
     def _new_entries(self, device: int, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those that came after what was seen; all, where nothing of that is left."""
         seen = self._seen.get(device, 0)
         if isinstance(seen, int):
             return entries[seen:]
+        # A loop leaves many entries that look alike, so the times decide; but torch converts them anew
+        # for each snapshot, so they may differ by a little.
+        best, smallest = 0, CLOCK_US
         for end in range(len(entries), len(seen) - 1, -1):
-            if _look(entries[end - 1]) == seen[-1] and seen == [
-                _look(entry) for entry in entries[end - len(seen) : end]
-            ]:
-                return entries[end:]
-        return entries
+            if entries[end - 1]["time_us"] < seen[-1]["time_us"] - CLOCK_US:
+                break
+            same = entries[end - len(seen) : end]
+            if list(map(_LOOK, same)) == list(map(_LOOK, seen)):
+                apart = max(
+                    abs(one["time_us"] - other["time_us"])
+                    for one, other in zip(same, seen, strict=True)
+                )
+                if apart < smallest:
+                    best, smallest = end, apart
+        return entries[best:]
 
     def _is_whole(self, traces: list[Trace], segments: list[dict[str, Any]]) -> bool:
         for device, trace in enumerate(traces):
@@ -349,9 +367,7 @@ class CudaSource:
                 missed = self.history.calls(device) - self._calls.get(device, 0) - trace.calls
                 batch.lost_events += max(0, missed)
         if not whole:
-            # What came before can not be told; what is there now can.
-            late = self._take_stock(snapshot)
-            traces = [Trace(()) for _ in traces]
+            late, traces = self._recover(traces, snapshot)
         batch.census = late
         total = {}
         for device, trace in enumerate(traces):
@@ -362,6 +378,43 @@ class CudaSource:
         batch.allocator_total_bytes = total
         _fill(batch, [trace.without_empty_waits() for trace in traces], self._stacks)
         return batch
+
+    def _recover(self, traces: list[Trace], snapshot: Snapshot) -> tuple[list[Block], list[Trace]]:
+        """What there was when the part of the history began that is left, and that part."""
+        census: list[Block] = []
+        settings = AllocatorSettings.from_snapshot(self._settings)
+        for device, trace in enumerate(traces):
+            mine = [each for each in snapshot["segments"] if each["device"] == device]
+            columns = {
+                "action": trace.action,
+                "address": trace.address,
+                "requested_bytes": trace.size_bytes,
+                "stream": trace.stream,
+            }
+            segments, blocks = starting_state(columns, mine, settings)
+            requested = sum(block.requested_bytes for block in blocks)
+            if requested + trace.net_requested_bytes() != active_requested_bytes(mine, device):
+                # That does not add up; what is there at the end is known in any case.
+                return self._take_stock(snapshot), [Trace(()) for _ in traces]
+            self._requested[device] = requested
+            self._base[device] = sum(each.size_bytes for each in blocks if not each.is_pending)
+            self._calls[device] = self.history.calls(device) - trace.calls
+            census += [
+                Block(each.address, each.size_bytes, device, None, each.stream, is_segment=True)
+                for each in segments
+            ]
+            census += [
+                Block(
+                    each.address,
+                    each.size_bytes,
+                    device,
+                    each.requested_bytes,
+                    each.stream,
+                    is_pending=each.is_pending,
+                )
+                for each in blocks
+            ]
+        return census, traces
 
     def _gauges(self, segments: list[dict[str, Any]]) -> list[Gauge]:
         now = time_ns()
@@ -408,11 +461,6 @@ def _allocated_bytes(segments: list[dict[str, Any]], device: int) -> int:
 def _is_private(segment: dict[str, Any]) -> bool:
     """Whether it belongs to a pool of its own (CUDA graphs), from which nothing else is served."""
     return tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
-
-
-def _look(entry: dict[str, Any]) -> tuple[Any, ...]:
-    # Without its time, which torch converts anew for each snapshot.
-    return entry["action"], entry.get("addr"), entry["size"], entry["stream"]
 
 
 def _nothing() -> None:

@@ -157,7 +157,8 @@ def blocks_of(segments: Iterable[dict[str, Any]]) -> list[Block]:
     found = []
     for segment in segments:
         place = {"device": segment["device"], "stream": _signed(segment["stream"])}
-        found.append(Block(segment["address"], segment["total_size"], is_segment=True, **place))
+        if segment["total_size"]:
+            found.append(Block(segment["address"], segment["total_size"], is_segment=True, **place))
         address = segment["address"]
         for block in segment["blocks"]:
             address = block.get("address", address)
