@@ -189,7 +189,7 @@ class RankCapture:
             phase=PHASES[self.segments.phase[place]],
             module=self._module_name(int(self.segments.module[place])),
             allocated_bytes=int(self._running[index]) if index >= 0 else 0,
-            reserved_bytes=self._reserved_after(index),
+            reserved_bytes=self._history.reserved_bytes(index, None),
             categories=self._categories_after(index),
         )
 
@@ -208,7 +208,7 @@ class RankCapture:
             None: the allocator takes nothing in advance (the CPU's).
         """
         event = self._moment(time_ns)
-        reserved = self._reserved_after(event)
+        reserved = self._history.reserved_bytes(event, time_ns)
         if reserved is None:
             return None
         alive = self._alive_after(event)
@@ -381,12 +381,6 @@ class RankCapture:
 
     def _event_at(self, time_ns: int) -> int:
         return int(np.searchsorted(self.blocks.time_ns, time_ns, side="right")) - 1
-
-    def _reserved_after(self, event: int) -> int | None:
-        reserved = self._history.reserved
-        if reserved is None:
-            return None
-        return int(reserved[event]) if event >= 0 else 0
 
     def _moment(self, time_ns: int | None) -> int:
         if time_ns is not None:

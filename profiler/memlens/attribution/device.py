@@ -89,20 +89,29 @@ class DeviceHistory:
         """Bytes allocated after each event of a block."""
         return self.blocks.running_bytes()
 
-    @cached_property
-    def reserved(self) -> Array | None:
-        """Bytes taken from the device after each event of a block; None: there are no segments."""
-        rows = self._reserved_after_rows
-        return None if rows is None else rows[self.blocks.row]
+    def reserved_bytes(self, event: int, time_ns: int | None) -> int | None:
+        """Bytes taken from the device; None: there are no segments.
+
+        Args:
+            event: the event of a block after which; -1: before all.
+            time_ns: the moment, where one was asked for: segments come and go between such events.
+        """
+        if self.reserved is None:
+            return None
+        if time_ns is not None:
+            row = int(np.searchsorted(self._told["time_ns"], time_ns, side="right")) - 1
+        else:
+            row = int(self.blocks.row[event]) if event >= 0 else -1
+        return int(self.reserved[row]) if row >= 0 else 0
 
     @cached_property
     def reserved_peak_bytes(self) -> int | None:
         """Most bytes taken from the device; None: there are no segments."""
-        rows = self._reserved_after_rows
-        return None if rows is None else int(rows.max(initial=0))
+        return None if self.reserved is None else int(self.reserved.max(initial=0))
 
     @cached_property
-    def _reserved_after_rows(self) -> Array | None:
+    def reserved(self) -> Array | None:
+        """Bytes taken from the device after each event, of segments or blocks."""
         action, size = self._told["action"], self._told["allocated_bytes"]
         grows = np.isin(
             action, [_ACTION[name] for name in ("segment_census", "segment_alloc", "segment_map")]

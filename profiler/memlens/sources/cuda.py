@@ -27,6 +27,7 @@ from memlens.recording.names import Names
 from memlens.sources.base import Block, EventBatch, Gauge
 from memlens.sources.cuda_trace import (
     MARK_PREFIX,
+    SEGMENT_ACTIONS,
     StackNumbers,
     Trace,
     active_requested_bytes,
@@ -118,7 +119,7 @@ class CudaSource:
         self._late: list[Block] = []
         """What was there when a context came, after `start`."""
         self._base: dict[int, int] = {}
-        """Allocated bytes of each device when recording began."""
+        """What was in use or pending on each device when recording began."""
         self._requested: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._seen: dict[int, list[dict[str, Any]] | int] = {}
@@ -177,7 +178,8 @@ class CudaSource:
         segments = snapshot["segments"]
         for device, entries in enumerate(snapshot["device_traces"]):
             self._note_seen(device, entries)
-            self._base[device] = _allocated_bytes(segments, device)
+            # What waits for a stream is in the census as well, and given back at once.
+            self._base[device] = _total(segments, device, "active_size")
             self._requested[device] = active_requested_bytes(segments, device) or 0
             self._calls[device] = self.history.calls(device)
         return blocks_of(segments)
@@ -374,7 +376,8 @@ class CudaSource:
             self._requested[device] = self._requested.get(device, 0) + trace.net_requested_bytes()
             self._calls[device] = self._calls.get(device, 0) + trace.calls
             if len(trace.action):
-                total[device] = _allocated_bytes(segments, device) - self._base.get(device, 0)
+                now = _total(segments, device, "allocated_size")
+                total[device] = now - self._base.get(device, 0)
         batch.allocator_total_bytes = total
         _fill(batch, [trace.without_empty_waits() for trace in traces], self._stacks)
         return batch
@@ -397,7 +400,7 @@ class CudaSource:
                 # That does not add up; what is there at the end is known in any case.
                 return self._take_stock(snapshot), [Trace(()) for _ in traces]
             self._requested[device] = requested
-            self._base[device] = sum(each.size_bytes for each in blocks if not each.is_pending)
+            self._base[device] = sum(each.size_bytes for each in blocks)
             self._calls[device] = self.history.calls(device) - trace.calls
             census += [
                 Block(each.address, each.size_bytes, device, None, each.stream, is_segment=True)
@@ -451,11 +454,12 @@ def _fill(batch: EventBatch, traces: list[Trace], stacks: StackNumbers) -> None:
     )
     assert batch.action is not None
     # How much the allocator sets aside depends on what is free; worked out when the capture is read.
-    batch.allocated_bytes = np.zeros(len(batch.action), np.int64)
+    is_segment = np.isin(batch.action, SEGMENT_ACTIONS)
+    batch.allocated_bytes = np.where(is_segment, batch.size_bytes, 0)
 
 
-def _allocated_bytes(segments: list[dict[str, Any]], device: int) -> int:
-    return sum(segment["allocated_size"] for segment in segments if segment["device"] == device)
+def _total(segments: list[dict[str, Any]], device: int, key: str) -> int:
+    return sum(segment[key] for segment in segments if segment["device"] == device)
 
 
 def _is_private(segment: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from memlens.sources.base import Block
 
 __all__ = [
     "MARK_PREFIX",
+    "SEGMENT_ACTIONS",
     "StackNumbers",
     "Trace",
     "active_requested_bytes",
@@ -46,6 +47,7 @@ _OURS = {
 _FREE, _REQUESTED, _COMPLETED = (
     _ACTION[name] for name in ("free", "free_requested", "free_completed")
 )
+SEGMENT_ACTIONS = [code for name, code in _OURS.items() if name.startswith("segment_")]
 _FIELDS = itemgetter("addr", "size", "stream", "time_us")
 _FRAME = itemgetter("name", "filename", "line")
 
