@@ -11,10 +11,10 @@ Where the job records the history itself, it is read and never emptied: it belon
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
-from operator import itemgetter
 from time import perf_counter_ns, time_ns
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from memlens.allocator.settings import AllocatorSettings
 from memlens.errors import SourceError
 from memlens.recording.names import Names
 from memlens.sources.base import Block, EventBatch, Gauge
+from memlens.sources.cuda_facts import facts_of, is_private
+from memlens.sources.cuda_history import History, OutOfMemoryCall, Seen
 from memlens.sources.cuda_trace import (
     MARK_PREFIX,
     SEGMENT_ACTIONS,
@@ -35,12 +37,10 @@ from memlens.sources.cuda_trace import (
 )
 from memlens.sources.cuda_workspaces import workspace_bytes
 
-__all__ = ["CudaSource", "History"]
+__all__ = ["CudaSource"]
 
 Array = npt.NDArray[Any]
 Snapshot = dict[str, Any]
-OutOfMemoryCall = Callable[[int, int, int, int], None]
-"""Device, requested bytes, what the device may give at most, what it has free."""
 
 MAX_ENTRIES = 400_000
 """Entries of the ring; drains come at some 16,000."""
@@ -48,35 +48,6 @@ GAUGE_NS = 1_000_000_000
 """How often memory beside the allocator's is measured."""
 SHARED_PAUSE = 30
 """A history that is not ours to empty is copied whole each time: rest so many times as long."""
-TAIL = 32
-"""By so many of its last entries a history is recognised that others have gone on with."""
-CLOCK_US = 1000
-"""By less than this two conversions of one time differ."""
-_LOOK = itemgetter("action", "size", "stream")
-
-
-class History(Protocol):
-    """What `memlens.torch_private.AllocatorHistory` offers; see there."""
-
-    device_type: str
-    set_text: Callable[[str], None] | None
-
-    def missing(self) -> list[str]: ...  # noqa: D102
-    def device_names(self) -> tuple[str, ...]: ...  # noqa: D102
-    def is_ready(self) -> bool: ...  # noqa: D102
-    def when_ready(self, call: Callable[[], None]) -> Callable[[], None]: ...  # noqa: D102
-    def backend(self) -> str: ...  # noqa: D102
-    def is_enabled(self) -> bool: ...  # noqa: D102
-    def enable(self, max_entries: int, *, stacks: bool) -> None: ...  # noqa: D102
-    def record(self, *args: Any, **kwargs: Any) -> None: ...  # noqa: D102
-    def disable(self) -> None: ...  # noqa: D102
-    def snapshot(self) -> Snapshot: ...  # noqa: D102
-    def text(self) -> str: ...  # noqa: D102
-    def calls(self, device: int) -> int: ...  # noqa: D102
-    def device_memory(self, device: int) -> tuple[int, int]: ...  # noqa: D102
-    def limit_bytes(self, device: int) -> int | None: ...  # noqa: D102
-    def pinned_bytes(self) -> int | None: ...  # noqa: D102
-    def observe_out_of_memory(self, call: OutOfMemoryCall | None) -> bool: ...  # noqa: D102
 
 
 class CudaSource:
@@ -122,8 +93,8 @@ class CudaSource:
         """What was in use or pending on each device when recording began."""
         self._requested: dict[int, int] = {}
         self._calls: dict[int, int] = {}
-        self._seen: dict[int, list[dict[str, Any]] | int] = {}
-        """Of each device's history, what was read before: how many entries, or how the last ones look."""
+        self._seen: defaultdict[int, Seen] = defaultdict(Seen)
+        """How far each device's history was read."""
         self._rest_until_ns = 0
         self._gauge_ns = 0
         self._text_before = ""
@@ -177,7 +148,7 @@ class CudaSource:
         """A snapshot is the beginning: its history is behind us, its blocks are the census."""
         segments = snapshot["segments"]
         for device, entries in enumerate(snapshot["device_traces"]):
-            self._note_seen(device, entries)
+            self._seen[device].note(entries)
             # What waits for a stream is in the census as well, and given back at once.
             self._base[device] = _total(segments, device, "active_size")
             self._requested[device] = active_requested_bytes(segments, device) or 0
@@ -223,34 +194,12 @@ class CudaSource:
 
     def facts(self, device: int) -> dict[str, Any]:
         """How the allocator stands on a device, as of the last drain; see `memlens.disk.oom`."""
-        mine = [segment for segment in self._segments if segment["device"] == device]
-        private = [each for each in mine if _is_private(each)]
-        pieces = sorted(
-            (
-                [block["size"], segment["segment_type"], segment["stream"]]
-                for segment in mine
-                if not _is_private(segment)
-                for block in segment["blocks"]
-                if block["state"] == "inactive"
-            ),
-            reverse=True,
-        )
-        allocated, active, reserved = (
-            sum(segment[key] for segment in mine)
-            for key in ("allocated_size", "active_size", "total_size")
-        )
         return {
             "device": self.devices[device],
             "device_index": device,
             "limit_bytes": self.history.limit_bytes(device),
-            "allocated_bytes": allocated,
-            "reserved_bytes": reserved,
-            "private_pool_bytes": sum(segment["total_size"] for segment in private),
-            "pending_bytes": active - allocated,
-            "free_pieces": pieces,
-            "free_pieces_bytes": sum(piece[0] for piece in pieces),
-            "largest_free_bytes": pieces[0][0] if pieces else 0,
             "allocator_settings": self._settings,
+            **facts_of(self._segments, device),
         }
 
     # -- what the recorder asks ----------------------------------------------------------------
@@ -293,7 +242,7 @@ class CudaSource:
         for _ in range(3):  # list and history are two looks; another thread may come in between
             snapshot = self.history.snapshot()
             traces = [
-                Trace(self._new_entries(device, entries))
+                Trace(self._seen[device].newer(entries))
                 for device, entries in enumerate(snapshot["device_traces"])
             ]
             if self._is_whole(traces, snapshot["segments"]):
@@ -302,12 +251,12 @@ class CudaSource:
         self._segments = snapshot["segments"]
         if self.is_shared:
             for device, entries in enumerate(snapshot["device_traces"]):
-                self._note_seen(device, entries)
+                self._seen[device].note(entries)
             now = perf_counter_ns()
             self._rest_until_ns = now + SHARED_PAUSE * (now - began_ns)
         else:
             self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
-            self._seen = dict.fromkeys(range(len(traces)), 0)
+            self._seen.clear()
         return batch
 
     def adopt(self) -> None:
@@ -318,35 +267,8 @@ class CudaSource:
         if not self.is_shared:  # the job is done with it
             self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
         for device, entries in enumerate(self.history.snapshot()["device_traces"]):
-            self._note_seen(device, entries)
+            self._seen[device].note(entries)
         self._rest_until_ns = 0
-
-    def _note_seen(self, device: int, entries: list[dict[str, Any]]) -> None:
-        kept = ("action", "addr", "size", "stream", "time_us")
-        self._seen[device] = [
-            {key: entry.get(key) for key in kept} for entry in entries[-TAIL:]
-        ] or 0
-
-    def _new_entries(self, device: int, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that came after what was seen; all, where nothing of that is left."""
-        seen = self._seen.get(device, 0)
-        if isinstance(seen, int):
-            return entries[seen:]
-        # A loop leaves many entries that look alike, so the times decide; but torch converts them anew
-        # for each snapshot, so they may differ by a little.
-        best, smallest = 0, CLOCK_US
-        for end in range(len(entries), len(seen) - 1, -1):
-            if entries[end - 1]["time_us"] < seen[-1]["time_us"] - CLOCK_US:
-                break
-            same = entries[end - len(seen) : end]
-            if list(map(_LOOK, same)) == list(map(_LOOK, seen)):
-                apart = max(
-                    abs(one["time_us"] - other["time_us"])
-                    for one, other in zip(same, seen, strict=True)
-                )
-                if apart < smallest:
-                    best, smallest = end, apart
-        return entries[best:]
 
     def _is_whole(self, traces: list[Trace], segments: list[dict[str, Any]]) -> bool:
         for device, trace in enumerate(traces):
@@ -433,7 +355,7 @@ class CudaSource:
             private = sum(
                 segment["total_size"]
                 for segment in segments
-                if segment["device"] == device and _is_private(segment)
+                if segment["device"] == device and is_private(segment)
             )
             if private:
                 gauges.append(("private pools", name, private))
@@ -460,11 +382,6 @@ def _fill(batch: EventBatch, traces: list[Trace], stacks: StackNumbers) -> None:
 
 def _total(segments: list[dict[str, Any]], device: int, key: str) -> int:
     return sum(segment[key] for segment in segments if segment["device"] == device)
-
-
-def _is_private(segment: dict[str, Any]) -> bool:
-    """Whether it belongs to a pool of its own (CUDA graphs), from which nothing else is served."""
-    return tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
 
 
 def _nothing() -> None:
