@@ -166,9 +166,43 @@ def test_after_a_loss_every_byte_is_known_again(
     assert_adds_up(rank)
     counted = job.counted
     at = {
-        number: sum(rank.categories_at(time).values()) for number, time in enumerate(counted.time_ns)
+        number: sum(rank.categories_at(time).values())
+        for number, time in enumerate(counted.time_ns)
     }
     assert [at[number] for number in range(8)] == [each[0] for each in counted.allocated[:8]]
     assert [at[number] for number in range(lost_to - 1, len(at))] == [
         each[0] for each in counted.allocated[lost_to - 1 :]
     ]
+
+
+class Raced(ModelHistory):
+    """Another thread hands out a block between the copy of the history and its emptying."""
+
+    races = 0
+
+    def enable(self, max_entries: int, *, stacks: bool) -> None:
+        if self.races:
+            self.races -= 1
+            self.malloc(0, 5000)
+        super().enable(max_entries, stacks=stacks)
+
+
+def test_what_comes_between_two_looks_is_counted_as_lost(over: Install, tmp_path: Path) -> None:
+    history = Raced(1)
+    over(history)
+    job = Job(history, seed=3)
+    with memlens.profile(out=tmp_path / "run", stacks=False) as session:
+        assert session._recorder is not None
+        job.run(200)
+        history.races = 1
+        session._recorder.drain()
+        job.run(200)
+        session._recorder.drain()
+        job.run(100)
+        job.count()
+    (rank,) = session.capture.ranks
+    assert rank.coverage.lost_events == 1
+    assert rank.coverage.witness_difference_bytes == 0
+    assert_adds_up(rank)
+    time, (allocated,) = job.counted.time_ns[-1], job.counted.allocated[-1]
+    assert sum(rank.categories_at(time).values()) == allocated

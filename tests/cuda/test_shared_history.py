@@ -84,3 +84,14 @@ def test_the_jobs_ring_may_wrap(over: Install, tmp_path: Path) -> None:
     rank = session.capture.ranks[0]
     assert rank.coverage.lost_events == 0
     assert (rank.blocks.requested_bytes == 8000).sum() == 600
+
+
+def test_the_jobs_texts_stay_in_its_history(job: HookHistory, tmp_path: Path) -> None:
+    with memlens.profile(out=tmp_path / "run"):
+        torch.cuda.memory._record_memory_history("all")
+        assert job.set_text is not None
+        job.set_text("of the job")
+        torch.nn.Linear(40, 40)(torch.zeros(2, 40)).sum().backward()
+        entries = job.snapshot()["device_traces"][0]
+    texts = {entry["user_metadata"] for entry in entries if entry["action"] == "alloc"}
+    assert texts == {"of the job"}

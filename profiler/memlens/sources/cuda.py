@@ -10,6 +10,7 @@ Where the job records the history itself, it is read and never emptied: it belon
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -210,7 +211,8 @@ class CudaSource:
         return None if self.history.set_text is None else self._annotate
 
     def _annotate(self, number: int) -> None:
-        if self._begun and self.history.set_text is not None:
+        # A job that records the history may have its own texts in it.
+        if self._begun and not self.is_shared and self.history.set_text is not None:
             self.history.set_text(f"{MARK_PREFIX}{number}")
 
     def existing(self) -> list[Block]:
@@ -239,25 +241,38 @@ class CudaSource:
         began_ns = perf_counter_ns()
         if not self._begun or (self.is_shared and began_ns < self._rest_until_ns):
             return EventBatch()
-        for _ in range(3):  # list and history are two looks; another thread may come in between
+        # A snapshot is ten thousands of small objects, which would have the collector look at all of the
+        # job's again and again.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            batch = self._read()
+        finally:
+            if collecting:
+                gc.enable()
+        now = perf_counter_ns()
+        self._rest_until_ns = now + SHARED_PAUSE * (now - began_ns)
+        return batch
+
+    def _read(self) -> EventBatch:
+        entries: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        # The list of blocks and the history are two looks of torch's, and another thread may come in
+        # between. So look again where they do not fit; the entries from before are taken by then.
+        for _ in range(3):
             snapshot = self.history.snapshot()
-            traces = [
-                Trace(self._seen[device].newer(entries))
-                for device, entries in enumerate(snapshot["device_traces"])
-            ]
+            if not self.is_shared:
+                self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
+            for device, told in enumerate(snapshot["device_traces"]):
+                entries[device] += self._seen[device].newer(told)
+                if self.is_shared:
+                    self._seen[device].note(told)
+            if not self.is_shared:
+                self._seen.clear()
+            traces = [Trace(entries[device]) for device in range(len(snapshot["device_traces"]))]
             if self._is_whole(traces, snapshot["segments"]):
                 break
-        batch = self._batch(traces, snapshot)
         self._segments = snapshot["segments"]
-        if self.is_shared:
-            for device, entries in enumerate(snapshot["device_traces"]):
-                self._seen[device].note(entries)
-            now = perf_counter_ns()
-            self._rest_until_ns = now + SHARED_PAUSE * (now - began_ns)
-        else:
-            self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
-            self._seen.clear()
-        return batch
+        return self._batch(traces, snapshot)
 
     def adopt(self) -> None:
         """The job has just begun or ended to record the history itself; what there was is drained."""
@@ -266,6 +281,8 @@ class CudaSource:
         self.is_shared = self.history.is_enabled()
         if not self.is_shared:  # the job is done with it
             self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
+        elif self.history.set_text is not None:
+            self.history.set_text(self._text_before)
         for device, entries in enumerate(self.history.snapshot()["device_traces"]):
             self._seen[device].note(entries)
         self._rest_until_ns = 0
