@@ -21,6 +21,7 @@ __all__ = [
     "Gauge",
     "Growth",
     "ModuleUsage",
+    "OutOfMemory",
     "Peak",
     "RunInfo",
     "Slack",
@@ -177,6 +178,39 @@ class Gauge:
     """Empty: the host."""
     peak_bytes: int
     last_bytes: int
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """A request for memory that failed, and what there was at that moment."""
+
+    time_ns: int
+    reason: str
+    """`own`: this rank's request; `peer`: another rank's, and this is what we held then."""
+    peer_rank: int | None
+    device: str
+    device_index: int
+    step: int
+    requested_bytes: int | None
+    """None: another rank's request."""
+    device_total_bytes: int
+    device_free_bytes: int
+    limit_bytes: int | None
+    """What `set_per_process_memory_fraction` allows."""
+    allocated_bytes: int
+    reserved_bytes: int
+    private_pool_bytes: int
+    """Of the reserved bytes: CUDA graphs', from which nothing else is served."""
+    pending_bytes: int
+    """Given back, but other streams still use it."""
+    free_pieces: tuple[tuple[int, str], ...]
+    """Bytes and pool (`small`, `large`) of what lies free in the cache, largest first, a thousand at
+    most."""
+    free_pieces_bytes: int
+    largest_free_bytes: int
+    allocator_settings: dict[str, object]
+    stack: tuple[Frame, ...]
+    """Where the job was, outermost first; empty on threads of the autograd engine."""
 
 
 @dataclass(frozen=True)

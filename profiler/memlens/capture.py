@@ -21,6 +21,7 @@ from memlens.answers import (
     Gauge,
     Growth,
     ModuleUsage,
+    OutOfMemory,
     Peak,
     RunInfo,
     Slack,
@@ -129,6 +130,7 @@ class RankCapture:
         self.rank = rank
         self.device: str = str(data.header["devices"][device])
         self._data = data
+        self._device = device
         self._history = DeviceHistory(data, device)
         self.events = int(np.count_nonzero(data.events["device"] == device))
         """How many allocations and frees were recorded, the census included."""
@@ -164,7 +166,7 @@ class RankCapture:
     def coverage(self) -> Coverage:
         """How complete the capture is."""
         header, blocks = self._data.header, self.blocks
-        lost = blocks.lost_events + header.get("lost_events", 0)
+        lost = blocks.lost_events + (header.get("lost_events") or 0)
         problems = [*header["problems"], *self._data.problems, *self._history.problems]
         closed: bool = header["closed"]
         difference = self._history.witness_difference_bytes()
@@ -219,6 +221,11 @@ class RankCapture:
             rounding_bytes=allocated - requested,
             cached_bytes=reserved - allocated,
         )
+
+    @property
+    def out_of_memory(self) -> tuple[OutOfMemory, ...]:
+        """Requests that failed on this device, the first one first."""
+        return tuple(each for each in self._data.bundles if each.device_index == self._device)
 
     def gauges(self) -> tuple[Gauge, ...]:
         """Memory beside the allocator's count: in use on the device, pinned on the host."""

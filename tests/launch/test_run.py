@@ -51,6 +51,7 @@ print("and to stderr", file=sys.stderr)
 OWN_VARIABLES = [
     "MEMLENS_DEVICE",
     "MEMLENS_MAIN_PID",
+    "MEMLENS_OOM_ONLY",
     "MEMLENS_RUN",
     "MEMLENS_STACKS",
     "MEMLENS_STACK_DEPTH",

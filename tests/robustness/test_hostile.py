@@ -14,7 +14,7 @@ from tests.support.large import make_capture
 
 import memlens
 from memlens.cli import _exit_code
-from memlens.disk.format import SCHEMAS, codes, read_json, write_json
+from memlens.disk.format import FORMAT_VERSION, SCHEMAS, codes, read_json, write_json
 from memlens.disk.writer import RankWriter, make_batch
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
@@ -25,7 +25,7 @@ HEADER: dict[str, Any] = {
 }  # fmt: skip
 RUN = {
     "format": "memlens-capture",
-    "version": 1,
+    "version": FORMAT_VERSION,
     "memlens": "0.1.0",
     "command": [],
     "created_ns": 1,

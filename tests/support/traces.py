@@ -26,6 +26,7 @@ _PATCHED = (
     ("torch.autograd.profiler", "_prepare_profiler"),
     ("torch.autograd.profiler", "_enable_profiler"),
     ("torch.autograd.profiler", "_disable_profiler"),
+    ("torch.cuda.memory", "_record_memory_history"),
     ("torch.utils.data.dataloader", "_BaseDataLoaderIter.__next__"),
     ("torch.nn.modules.module", "Module.__call__"),
     ("torch.nn.modules.module", "Module.__init__"),
@@ -73,6 +74,9 @@ def torch_state() -> dict[str, Any] | None:
             found = getattr(found, part, None)
         state[f"{module_name}.{path}"] = found
     state["a profiler of torch is running"] = torch._C._autograd._profiler_enabled()
+    state["calls that wait for CUDA"] = [call for call, _ in torch.cuda._queued_calls]
+    if torch.cuda.is_initialized():
+        state["CUDA's history is recorded"] = torch._C._cuda_isHistoryEnabled()
     state["torch function modes"] = torch._C._len_torch_function_stack()
     state["torch dispatch modes"] = torch._C._len_torch_dispatch_stack()
     state["gradients are on"] = torch.is_grad_enabled()

@@ -60,7 +60,7 @@ class DeviceHistory:
         from memlens.allocator.follow import follow
         from memlens.allocator.settings import AllocatorSettings
 
-        return follow(told, AllocatorSettings.from_snapshot(self.data.header.get("allocator", {})))
+        return follow(told, AllocatorSettings.from_snapshot(self.data.header.get("allocator") or {}))
 
     @cached_property
     def events(self) -> dict[str, Array]:
@@ -142,7 +142,7 @@ class DeviceHistory:
         recorded = np.searchsorted(on, time, side="right") > np.searchsorted(off, time, side="left")
         mine = (self.data.tags["device"] == self.device) & recorded
         tags = {name: column[mine] for name, column in self.data.tags.items()}
-        workspaces = self.data.header.get("workspaces", [])
+        workspaces = self.data.header.get("workspaces") or []
         return attribute(self.blocks, self.segments, tags, workspaces)
 
     @cached_property

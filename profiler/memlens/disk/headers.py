@@ -46,6 +46,18 @@ def _is_devices(value: object) -> bool:
     return _is_texts(value) and bool(value)
 
 
+def _is_count_if_there(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_object_if_there(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_counts_if_there(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_is_number, value)))
+
+
 Fields = Mapping[str, Callable[[object], bool]]
 
 RUN_FIELDS: Fields = {"memlens": _is_text, "command": _is_texts, "created_ns": _is_number}
@@ -61,6 +73,9 @@ RANK_FIELDS: Fields = {
     "notes": _is_texts,
     "trains": _is_flag,
     "closed": _is_flag,
+    "lost_events": _is_count_if_there,
+    "allocator": _is_object_if_there,
+    "workspaces": _is_counts_if_there,
 }
 """What readers rely on; the files hold more, for people."""
 

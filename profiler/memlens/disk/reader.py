@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memlens.answers import OutOfMemory
 from memlens.disk.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, batch_checksum, codes
 from memlens.disk.headers import MOST, RANK_FIELDS, one_line, read_header
+from memlens.disk.oom import read_bundles
 from memlens.errors import CaptureError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind, WeightKind
 
@@ -61,6 +63,8 @@ class RankData:
     names: NameTables
     problems: tuple[str, ...] = ()
     """What is missing, one sentence each."""
+    bundles: tuple[OutOfMemory, ...] = ()
+    """Requests for memory that failed."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,15 @@ def read_rank(folder: Path) -> RankData:
         names = names_of(columns["names"])
     except (ValueError, pa.ArrowException) as error:
         raise CaptureError(f"damaged capture: {folder}: {error}") from None
+    bundles, unread = read_bundles(folder)
     return RankData(
-        header, columns["events"], columns["tags"], columns["marks"], names, tuple(problems)
+        header,
+        columns["events"],
+        columns["tags"],
+        columns["marks"],
+        names,
+        (*problems, *unread),
+        bundles,
     )
 
 

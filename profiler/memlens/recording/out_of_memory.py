@@ -11,13 +11,13 @@ from time import sleep, time_ns
 from typing import Any
 
 from memlens.disk.format import RANK_FILE
+from memlens.disk.oom import BUNDLE_PATTERN, write_bundle
 from memlens.recording.heartbeat import Heartbeat
 from memlens.recording.recorder import Recorder
 from memlens.sources.cuda import CudaSource
 
 __all__ = ["OutOfMemoryObserver"]
 
-BUNDLE_PATTERN = "oom*.json"
 MARKER = "out-of-memory"
 """Name of the file by which a rank tells the others, in the run's folder."""
 PATIENCE_S = 2.0
@@ -96,8 +96,6 @@ class OutOfMemoryObserver:
                 )
 
     def _write(self, device: int, **circumstances: Any) -> Path | None:
-        from memlens.disk.oom import write_bundle
-
         recorder = self._recorder
         recorder.drain()
         self._open_folder()
