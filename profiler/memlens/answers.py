@@ -23,6 +23,7 @@ __all__ = [
     "ModuleUsage",
     "OutOfMemory",
     "Peak",
+    "Place",
     "RunInfo",
     "Slack",
     "Step",
@@ -178,6 +179,16 @@ class Gauge:
     """Empty: the host."""
     peak_bytes: int
     last_bytes: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the job was doing at a moment."""
+
+    step: int
+    phase: Phase
+    module: str
+    """Qualified name of the module at work; empty outside of modules."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from memlens.answers import (
     ModuleUsage,
     OutOfMemory,
     Peak,
+    Place,
     RunInfo,
     Slack,
     Step,
@@ -184,12 +185,12 @@ class RankCapture:
         """The moment with the most allocated bytes."""
         index = int(np.argmax(self._running)) if len(self._running) else -1
         time = int(self.blocks.time_ns[index]) if index >= 0 else 0
-        place = int(self.segments.at(np.array([time]))[0])
+        place = self.place_at(time)
         return Peak(
             time_ns=time,
-            step=int(self.segments.step[place]),
-            phase=PHASES[self.segments.phase[place]],
-            module=self._module_name(int(self.segments.module[place])),
+            step=place.step,
+            phase=place.phase,
+            module=place.module,
             allocated_bytes=int(self._running[index]) if index >= 0 else 0,
             reserved_bytes=self._history.reserved_bytes(index, None),
             categories=self._categories_after(index),
@@ -230,6 +231,15 @@ class RankCapture:
     def gauges(self) -> tuple[Gauge, ...]:
         """Memory beside the allocator's count: in use on the device, pinned on the host."""
         return read_gauges(self._data, self.device)
+
+    def place_at(self, time_ns: int) -> Place:
+        """What the job was doing at a moment."""
+        segment = int(self.segments.at(np.array([time_ns]))[0])
+        return Place(
+            step=int(self.segments.step[segment]),
+            phase=PHASES[self.segments.phase[segment]],
+            module=self._module_name(int(self.segments.module[segment])),
+        )
 
     def steps(self) -> tuple[Step, ...]:
         """Every training step that was recorded."""

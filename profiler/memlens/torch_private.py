@@ -252,7 +252,7 @@ class AllocatorHistory:
     @staticmethod
     def is_ready() -> bool:
         """Whether the job has made a CUDA context, without which there is nothing to record."""
-        return torch.cuda.is_initialized()
+        return bool(torch.cuda.is_initialized())
 
     @staticmethod
     def when_ready(call: Callable[[], None]) -> Callable[[], None]:

@@ -9,7 +9,8 @@ from memlens.recording.mark_clock import MarkClock
 
 def correct(clock: MarkClock, times: list[int], marks: list[int]) -> list[int]:
     zeros = np.zeros(len(times), np.int8)
-    return clock.correct(np.array(times, np.int64), np.array(marks, np.int64), zeros).tolist()
+    corrected = clock.correct(np.array(times, np.int64), np.array(marks, np.int64), zeros)
+    return [int(each) for each in corrected]
 
 
 def test_an_event_before_its_mark_is_moved_to_it() -> None:

@@ -96,6 +96,8 @@ class FakeRank:
             return None
         return Slack(self.reserved_bytes, 0, self.reserved_bytes - self.peak().allocated_bytes)
 
+    out_of_memory = ()
+
     def gauges(self) -> tuple[Gauge, ...]:
         return self.measured
 

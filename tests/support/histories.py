@@ -114,7 +114,7 @@ class HookHistory:
             }
             for address, size in self._live.items()
         ]
-        total = sum(block["size"] for block in blocks)
+        total = sum(map(_rounded, self._live.values()))
         segment = {
             "device": 0,
             "address": 1 << 60,

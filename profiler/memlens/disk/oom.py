@@ -71,7 +71,7 @@ def _read(path: Path) -> OutOfMemory:
     for name, is_valid in _FIELDS.items():
         if not is_valid(content.get(name)):
             raise ValueError(f"it has {name} = {content.get(name)!r:.40}")
-    values = {name: content.get(name) for name in _FIELDS}
+    values: dict[str, Any] = {name: content.get(name) for name in _FIELDS}
     values["free_pieces"] = tuple((size, pool) for size, pool, _ in content["free_pieces"])
     values["stack"] = tuple(Frame(name, file, line) for name, file, line in content["stack"])
     return OutOfMemory(**values)

@@ -50,11 +50,17 @@ class Tail:
         self._most_rows = self._limit = most_rows
         self._header = header
         self._batches: dict[str, list[pa.RecordBatch]] = {table: [] for table in SCHEMAS}
+        self._base: dict[int, int] = {}
+        """What the allocator counts at the cut, by device; its later counts begin there as well."""
         self.rows = 0
         """How many are kept, names not counted: those stay."""
 
     def write(self, table: str, batch: pa.RecordBatch) -> None:
         """Keep a batch."""
+        if table == "marks" and self._base:
+            marks = columns_of(pa.Table.from_batches([batch]), table, 1)
+            rebased = _rebase(marks, self._base)
+            batch = make_batch(table, [rebased[field.name] for field in SCHEMAS[table]])
         self._batches[table].append(batch)
         if table != "names":
             self.rows += batch.num_rows
@@ -86,10 +92,13 @@ class Tail:
                 names_of(columns["names"]),
             )
             histories = [DeviceHistory(data, device) for device in range(devices)]
+            counted = {each.device: _counted_bytes(each, cut_ns) for each in histories}
+            for device, size in counted.items():
+                self._base[device] = self._base.get(device, 0) + size
             for table, rows in (
                 ("events", [_events(each, cut_ns) for each in histories]),
                 ("tags", [_tags(each, cut_ns) for each in histories]),
-                ("marks", [_marks(histories, cut_ns)]),
+                ("marks", [_marks(columns["marks"], counted, cut_ns)]),
             ):
                 joined = [
                     np.concatenate([part[field.name] for part in rows]) for field in SCHEMAS[table]
@@ -102,7 +111,7 @@ class Tail:
                 if table != "names"
             )
         # Where one step alone is longer, the next attempt has to wait.
-        self._limit = max(self._most_rows, 2 * self.rows)
+        self._limit = max(self._most_rows, self.rows + self._most_rows // 2)
 
     def _cut(self, time_ns: Array, marks: Columns) -> int | None:
         """Where the last step begins behind which enough is left; None: there is none."""
@@ -194,17 +203,24 @@ def _tags(history: DeviceHistory, cut_ns: int) -> Columns:
     }
 
 
-def _marks(histories: list[DeviceHistory], cut_ns: int) -> Columns:
+def _counted_bytes(history: DeviceHistory, cut_ns: int) -> int:
+    """What the allocator has handed out less what it has taken back, from the beginning to the cut."""
+    last = int(np.searchsorted(history.blocks.time_ns, cut_ns, side="left")) - 1
+    return int(history.blocks.witnessed_bytes[last]) if last >= 0 else 0
+
+
+def _rebase(marks: Columns, base: Mapping[int, int]) -> Columns:
+    """Marks whose counts of the allocator begin at the cut."""
+    value = marks["value"]
+    for device, size in base.items():
+        mine = (marks["kind"] == _MARK["allocator_total"]) & (np.maximum(marks["id"], 0) == device)
+        value = np.where(mine, value - size, value)
+    return {**marks, "value": value}
+
+
+def _marks(marks: Columns, counted: Mapping[int, int], cut_ns: int) -> Columns:
     """The beginning at the cut, and the marks from there on."""
-    marks = histories[0].data.marks
-    later = _later(marks, cut_ns)
-    for history in histories:
-        last = int(np.searchsorted(history.blocks.time_ns, cut_ns, side="left")) - 1
-        base = int(history.blocks.witnessed_bytes[last]) if last >= 0 else 0
-        mine = (later["kind"] == _MARK["allocator_total"]) & (
-            np.maximum(later["id"], 0) == history.device
-        )
-        later["value"] = np.where(mine, later["value"] - base, later["value"])
+    later = _rebase(_later(marks, cut_ns), counted)
     gauges = np.flatnonzero((marks["kind"] == _MARK["gauge"]) & (marks["time_ns"] < cut_ns))
     last_of = {int(marks["id"][row]): int(marks["value"][row]) for row in gauges.tolist()}
     first = [("recording_on", -1, 0), *(("gauge", key, value) for key, value in last_of.items())]

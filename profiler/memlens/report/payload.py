@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlens.events import Category, WeightKind
 from memlens.palette import series_of
+from memlens.report.oom import explain, oom_payload
 from memlens.report.view import (
     RankView,
     ReportOptions,
@@ -39,7 +40,7 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
     """
     info = capture.info
     ranks = choose_ranks(capture, options.rank)
-    writer = _Writer(options)
+    writer = _Writer(options, info.world_size)
     return {
         "format_version": info.format_version,
         "name": info.name,
@@ -59,7 +60,8 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
 class _Writer:
     """Turns answers into plain values."""
 
-    def __init__(self, options: ReportOptions) -> None:
+    def __init__(self, options: ReportOptions, world_size: int) -> None:
+        self._world_size = world_size
         self._top = options.top
         self._series = series_of(options.rollup)
         self._name = {member: each.key for each in self._series for member in each.members}
@@ -74,6 +76,10 @@ class _Writer:
             "reserved_peak_bytes": view.rank.reserved_peak_bytes,
             "slack": None if view.slack is None else asdict(view.slack),
             "gauges": [asdict(gauge) for gauge in view.rank.gauges()],
+            "out_of_memory": [
+                oom_payload(found, self._categories(found.categories))
+                for found in explain(view.rank, self._world_size)
+            ],
             "events": view.rank.events,
             "lost_events": coverage.lost_events,
             "coverage": asdict(coverage),

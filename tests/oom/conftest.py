@@ -1,0 +1,3 @@
+from tests.cuda.conftest import over
+
+__all__ = ["over"]
