@@ -24,7 +24,7 @@ LAYERS = (
     {"capture"},
     {"recording", "sources", "observers", "adapters"},
     {"variants"},
-    {"launch", "report"},
+    {"importing", "launch", "report"},
     {"exporters", "doctor"},
     {"comparing"},
     {"cli", "__main__"},

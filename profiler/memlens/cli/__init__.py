@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("memlens.cli.run:command", "Profile a training job; the script is unchanged."),
+    "import": Entry("memlens.cli.import_:command", "Make a run of a CUDA memory snapshot."),
     "report": Entry("memlens.cli.report:command", "Print what a run used its memory for."),
     "compare": Entry("memlens.cli.compare:command", "Run a job under several optimizers."),
     "diff": Entry(
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "estimate": Entry(
         "memlens.cli.estimate:command", "Say in an instant about how much memory a model needs."
     ),
+    "replay": Entry("memlens.cli.replay:command", "Say what memory a job takes under other settings."),
     "export": Entry("memlens.cli.export:command", "Write a run for another tool (TensorBoard)."),
     "doctor": Entry("memlens.cli.doctor:command", "Say what can be recorded here, and what not."),
 }

@@ -122,11 +122,13 @@ def oom_payload(found: Explanation, categories: dict[str, int]) -> dict[str, Any
 
 
 def _verdict(event: OutOfMemory, fit: Fit) -> str:
-    pieces = (
-        f"{format_bytes(event.free_pieces_bytes)} lie free in the cache, in "
-        f"{count(len(event.free_pieces), 'piece')}, the largest of "
-        f"{format_bytes(event.largest_free_bytes)}"
-    )
+    pieces = "nothing lies free in the cache"
+    if event.free_pieces:
+        pieces = (
+            f"{format_bytes(event.free_pieces_bytes)} lie free in the cache, in "
+            f"{count(len(event.free_pieces), 'piece')}, the largest of "
+            f"{format_bytes(event.largest_free_bytes)}"
+        )
     if fit.obstacle is Obstacle.FRAGMENTATION:
         return f"It would have fitted but for fragmentation: {pieces}."
     if fit.obstacle is Obstacle.STREAMS:

@@ -1,0 +1,1 @@
+"""Turns memory snapshots that torch's own tools made into captures. Needs no torch."""
