@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from time import time_ns
@@ -17,7 +18,7 @@ from memlens.attribution.lifetimes import Lifetimes, pair
 from memlens.disk.format import codes
 from memlens.disk.runs import create_run
 from memlens.disk.writer import RankWriter, make_batch
-from memlens.events import Category, Certainty, MarkKind, NameKind
+from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 from memlens.importing.evidence import Evidence, StackReader, is_python, job_frame
 from memlens.importing.infer import FOREVER, Made, Run, infer, runs_of
 from memlens.importing.pickles import read_snapshot
@@ -31,11 +32,20 @@ __all__ = ["import_snapshots"]
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
 _MARK = codes(MarkKind)
+_CENSUS = codes(Action)["census"]
 _CATEGORY = codes(Category)
 _INFERRED = codes(Certainty)["inferred"]
-_SKIPPED = ("torch::unwind", "torch::CapturedTraceback", "gather_with_cpp", "gather(")
-"""C++ frames of the recording itself."""
+_SKIPPED = (
+    "torch::unwind",
+    "torch::CapturedTraceback",
+    "gather_with_cpp",
+    "c10::",
+    "at::detail::",
+    "wrap_kernel_functor",
+)
+"""C++ frames of the recording, the allocator and the dispatcher: the same in every stack."""
 MOST_NATIVE_FRAMES = 12
+_BACKWARD = re.compile(r"autograd::generated::\w+::apply|autograd::(AccumulateGrad|CopySlices)")
 
 
 def import_snapshots(paths: Sequence[Path], options: Options) -> Path:
@@ -242,7 +252,7 @@ class _Device:
     def marks(self, names: Names, *, is_first: bool) -> list[tuple[int, int, int, int]]:
         """What the job did when (told by the first device), and the allocator's count at the end."""
         at_start = self.columns["allocated_bytes"][: self.early][
-            self.columns["action"][: self.early] == codes_of("census")
+            self.columns["action"][: self.early] == _CENSUS
         ].sum()
         now = sum(
             block["size"]
@@ -273,21 +283,13 @@ class _Device:
         return found
 
 
-def codes_of(action: str) -> int:
-    """Position of an action on disk."""
-    from memlens.events import Action
-
-    return codes(Action)[action]
-
-
 def _number(frames: list[dict[str, Any]], names: Names) -> int:
-    python = [frame for frame in frames if is_python(frame)]
-    kept = (
-        python
-        or [frame for frame in frames if not any(word in frame["name"] for word in _SKIPPED)][
-            :MOST_NATIVE_FRAMES
-        ]
-    )
+    kept = [frame for frame in frames if is_python(frame)]
+    if not kept:
+        kept = [f for f in frames if not any(word in f["name"] for word in _SKIPPED)]
+        # What of backward it was stands some frames out, behind kernels and their wrappers.
+        named = [place for place, f in enumerate(kept) if _BACKWARD.search(f["name"])]
+        kept = kept[named[0] if named else 0 :][:MOST_NATIVE_FRAMES]
     number = -1
     for frame in reversed(kept):
         number = names.frame(number, frame["name"], frame["filename"], frame["line"])

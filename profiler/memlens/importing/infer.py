@@ -1,8 +1,8 @@
 """Concludes what blocks are for, from stacks, lifetimes and sizes; all of it is marked as inferred.
 
-Stacks say who asked for a block. Lifetimes say what became of it: what an optimizer asked for is state if it
-outlives the step, and else temporary. What was there before the history began mostly has no stack; it
-is told by its size: for each gradient there is a weight as large, and the states of the optimizer.
+Stacks say who asked for a block. Lifetimes say what became of it: what an optimizer asked for is state
+if it outlives the step, and else temporary. What was there before the history began mostly has no
+stack; it is told by its size: for each gradient there is a weight as large, and the optimizer's states.
 Where nothing is evidence, a block stays unknown.
 """
 
