@@ -174,7 +174,7 @@ class _Look:
         if not isinstance(action, str):
             raise self.error(f"{where}.action", action, "a text")
         address = entry.get("addr", entry.get("device_free", 0))
-        time_us = entry.get("time_us", number)
+        time_us = entry.get("time_us", number + 1)
         return {
             "action": action,
             "addr": self.number(address, f"{where}.addr"),
