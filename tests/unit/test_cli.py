@@ -28,6 +28,7 @@ HEAVY = {
 
 FROZEN_COMMANDS = {
     "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device", "--oom-only"},
+    "import": {"--out"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "compare": {
         "--optimizer", "--baseline", "--no-retain-grad", "--model", "--capacity", "--rollup",
@@ -40,6 +41,7 @@ FROZEN_COMMANDS = {
         "--no-retain-grad", "--json",
     },
     "export": {"--to", "--out"},
+    "replay": {"--json", "--settings", "--capacity", "--rank", "--device"},
     "doctor": {"--json"},
 }  # fmt: skip
 
@@ -135,7 +137,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["reprot"], "no such command: reprot; did you mean report?"),
         (["train.py"], "did you mean: memlens run train.py?"),
-        (["xyzzy"], "the commands are run, report, compare, diff"),
+        (["xyzzy"], "the commands are run, import, report, compare, diff"),
         (["report"], "Missing argument 'RUN' (see memlens report --help)"),
         (["report", "x", "--rank", "one"], "'one' is not a valid integer"),
         (["report", "x", "--nonsense"], "--nonsense"),
