@@ -905,3 +905,18 @@ def test_hooks_are_gone_from_models(tmp_path: Path) -> None:
         job.step()
         assert leftover_hooks(job.model) != []
     assert leftover_hooks(job.model) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "way_out"),
+    [
+        ("mps", "torch keeps no history of Apple's GPUs"),
+        ("xpu", "`memlens import` reads what torch.xpu.memory._dump_snapshot() writes"),
+        ("hip", "AMD's GPUs are 'cuda' in torch's ROCm build"),
+        ("cuda:1", "'cuda', without a number"),
+    ],
+)
+def test_of_devices_that_are_not_recorded_it_is_said_what_works(device: str, way_out: str) -> None:
+    with pytest.raises(UsageError, match="can not be recorded, only auto, cpu, cuda") as caught:
+        memlens.profile(device=device)
+    assert way_out in str(caught.value)
