@@ -127,6 +127,7 @@ def test_a_ring_that_wraps_is_said_so_and_counted(over: Install, tmp_path: Path)
         assert session._recorder is not None
         if step not in (3, 4):
             session._recorder.drain()
+        session._recorder.next_drain_ns = 2**62  # none in between, however slow the machine is
         ends.append((time_ns(), history.allocated_bytes()))
 
     with session:
@@ -134,7 +135,7 @@ def test_a_ring_that_wraps_is_said_so_and_counted(over: Install, tmp_path: Path)
     rank = session.capture.ranks[0]
     coverage = rank.coverage
     assert not coverage.complete
-    assert coverage.lost_events > 100
+    assert coverage.lost_events > 200
     assert coverage.blind_ns > 0
     assert coverage.witness_difference_bytes == 0
     assert_adds_up(rank)
