@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from memlens.events import Action
 
 SNAPSHOTS = Path(__file__).resolve().parents[2] / "../shared/snapshots"
 ACTION = codes(Action)
-_OURS = {"oom": "out_of_memory"}
 
 
 class _DataOnly(pickle.Unpickler):
@@ -32,27 +31,6 @@ def recorded(name: str) -> dict[str, Any]:
     with path.open("rb") as file:
         snapshot: dict[str, Any] = _DataOnly(file).load()
     return snapshot
-
-
-def columns_of(entries: Iterable[Mapping[str, Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Trace entries as columns; sizes of blocks are not told."""
-    rows = [
-        (
-            ACTION[_OURS.get(entry["action"], entry["action"])],
-            entry.get("addr", entry.get("device_free", 0)),
-            entry["size"],
-            entry["size"] if entry["action"].startswith("segment") else 0,
-            entry["stream"],
-        )
-        for entry in entries
-    ]
-    names = ("action", "address", "requested_bytes", "allocated_bytes", "stream")
-    types = (np.int8, np.uint64, np.int64, np.int64, np.int64)
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    return {
-        name: np.array(column, kind)
-        for name, column, kind in zip(names, columns, types, strict=True)
-    }
 
 
 def joined(*parts: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

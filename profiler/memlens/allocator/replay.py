@@ -76,9 +76,11 @@ class Replayed:
     totals: Totals
     recorded: Totals | None
     """The same of the real allocator; None: the history tells of no segments."""
+    is_compared: bool
+    """It is known what the model has to do: the settings are those that were recorded, and so is what the
+    real allocator took from the device."""
     first_difference: Difference | None
-    """None also where nothing is expected of the model: under other settings, or without a record of
-    what the real allocator took from the device."""
+    """None: it does just that, or nothing is known of it."""
     out_of_memory: Shortage | None
     reserved_bytes: Array
     """After each row."""
@@ -133,6 +135,7 @@ def replay(
         events=len(names) - int(is_census.sum()),
         totals=run.totals,
         recorded=told if told.reserved_peak_bytes else None,
+        is_compared=run.steps is not None,
         first_difference=run.difference,
         out_of_memory=run.shortage,
         reserved_bytes=np.array(run.reserved, np.int64),

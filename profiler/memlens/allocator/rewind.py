@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from memlens.allocator.pieces import Block
 from memlens.allocator.regions import Regions, Segment
-from memlens.allocator.settings import SMALL_BYTES, SMALL_SEGMENT_BYTES, AllocatorSettings, rounding
+from memlens.allocator.settings import SMALL_SEGMENT_BYTES, AllocatorSettings, rounding
 from memlens.allocator.snapshot import end_state
 from memlens.events import Action
 
@@ -94,8 +94,6 @@ class _Rewind:
         if name == "alloc":
             if self.blocks.pop(address, None) is not None:
                 del self.order[bisect_left(self.order, address)]
-                # It took a free piece from its beginning, so that what is before it was not free.
-                self._stretch_before(address, most=None)
         elif name in ("free", "free_completed", "census_free"):
             self._put(address, requested, rounded, stream, is_pending=name == "free_completed")
         elif name == "free_requested":
@@ -128,16 +126,16 @@ class _Rewind:
             rounded = room
         self.blocks[address] = _Known(rounded, requested, stream, is_pending, is_guess=True)
         insort(self.order, address)
-        if not segment.is_small and not self.settings.expandable_segments:
-            self._stretch_before(address, most=SMALL_BYTES)
+        self._stretch_before(address)
 
-    def _stretch_before(self, address: int, most: int | None) -> None:
-        """What lies between a block and an address belongs to the block, if there is room for it."""
+    def _stretch_before(self, address: int) -> None:
+        """What lies between two blocks belongs to the first, where it is too little to lie free."""
         place = bisect_left(self.order, address) - 1
         segment = self.regions.find(address)
         if place < 0 or segment is None or self.order[place] < segment.address:
             return
         known = self.blocks[self.order[place]]
-        end = self.order[place] + known.size
-        if known.is_guess and end < address and (most is None or address - end <= most):
-            known.size = address - self.order[place]
+        gap = address - self.order[place] - known.size
+        least_rest = self.settings.least_rest_bytes(known.size)
+        if known.is_guess and gap > 0 and (least_rest is None or gap < least_rest):
+            known.size += gap

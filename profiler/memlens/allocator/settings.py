@@ -125,10 +125,10 @@ class AllocatorSettings:
     def to_snapshot(self) -> dict[str, Any]:
         """The same in the form of a torch memory snapshot."""
         extra = []
-        if self.max_non_split_rounding_bytes != LARGE_SEGMENT_BYTES:
-            extra.append(f"max_non_split_rounding_mb:{self.max_non_split_rounding_bytes // MIB}")
         if self.large_segment_bytes != LARGE_SEGMENT_BYTES:
-            extra.insert(0, f"large_segment_size_mb:{self.large_segment_bytes // MIB}")
+            extra.append(f"large_segment_size_mb:{self.large_segment_bytes // MIB}")
+        if self.max_non_split_rounding_bytes != self.large_segment_bytes:
+            extra.append(f"max_non_split_rounding_mb:{self.max_non_split_rounding_bytes // MIB}")
         if self.per_process_memory_fraction != 1.0:
             extra.append(f"per_process_memory_fraction:{self.per_process_memory_fraction}")
         return {
@@ -218,10 +218,13 @@ def _options(text: str) -> Iterator[tuple[str, str]]:
 def _from_options(
     settings: AllocatorSettings, options: Iterator[tuple[str, str]]
 ) -> AllocatorSettings:
-    for key, value in options:
+    # As torch, begin with the one on which limits of others depend.
+    for key, value in sorted(options, key=lambda option: option[0] != "large_segment_size_mb"):
         if key == "large_segment_size_mb":
             size = _mebibytes(key, value, at_least_bytes=MEDIUM_BYTES + MIB)
-            settings = replace(settings, large_segment_bytes=size)
+            settings = replace(
+                settings, large_segment_bytes=size, max_non_split_rounding_bytes=size
+            )
         elif key == "max_split_size_mb":
             size = _mebibytes(key, value, at_least_bytes=settings.large_segment_bytes)
             settings = replace(settings, max_split_size_bytes=size)
@@ -259,7 +262,7 @@ def _divisions(value: str) -> tuple[int, ...]:
             raise _bad(f"{key}:{value}", f"{item!r} is no pair of size and divisions")
         divisions = 0 if divisions_text == "0" else _power_of_2(key, divisions_text)
         if start == ">":
-            table[place:] = [divisions] * (INTERVALS - place)
+            table[place + 1 :] = [divisions] * (INTERVALS - place - 1)
             continue
         place = min(_power_of_2(key, start).bit_length() - 1, INTERVALS - 1)
         if is_first:  # smaller sizes go with the first

@@ -52,7 +52,7 @@ def command(
 
     from memlens.allocator.replay import replay
     from memlens.allocator.settings import AllocatorSettings
-    from memlens.units import parse_bytes
+    from memlens.units import format_bytes, parse_bytes
 
     other = None if settings is None else AllocatorSettings.from_text(settings)
     capacity_bytes = None if capacity is None else parse_bytes(capacity)
@@ -67,7 +67,13 @@ def command(
 
         click.echo(json.dumps(_payload(replayed), indent=2))
     else:
-        for line in _lines(replayed, other is None or other == recorded):
+        how = "under other settings"
+        if other in (None, recorded):
+            which = "default" if replayed.recorded is None else "recorded"
+            how = f"with the {which} settings"
+        if capacity_bytes is not None:
+            how += f", on a device with {format_bytes(capacity_bytes)}"
+        for line in _lines(replayed, how):
             click.echo(line)
 
 
@@ -157,13 +163,12 @@ def _step(step: tuple[str, int, int] | None) -> dict[str, Any] | None:
     return None if step is None else dict(zip(("action", "address", "bytes"), step, strict=True))
 
 
-def _lines(replayed: Replayed, as_recorded: bool) -> list[str]:
+def _lines(replayed: Replayed, how: str) -> list[str]:
     """What people want to know of it."""
     from memlens.units import format_bytes
 
     told = replayed.recorded
-    under = "as recorded" if as_recorded else "under other settings"
-    lines = [f"{replayed.events:,} events replayed {under}"]
+    lines = [f"{replayed.events:,} events replayed {how}"]
     for title, key in (
         ("reserved at most", "reserved_peak_bytes"),
         ("allocated at most", "allocated_peak_bytes"),
@@ -177,11 +182,11 @@ def _lines(replayed: Replayed, as_recorded: bool) -> list[str]:
         lines.append(
             f"out of memory at event {short.event:,}: {format_bytes(short.requested_bytes)} more do not "
             f"fit; {format_bytes(short.reserved_bytes)} are reserved, of which "
-            f"{format_bytes(short.allocated_bytes)} allocated"
+            f"{format_bytes(short.allocated_bytes)} allocated (the replay goes on without it)"
         )
     if (difference := replayed.first_difference) is not None:
         lines.append(_difference(difference))
-    elif as_recorded and told is not None:
+    elif replayed.is_compared:
         lines.append("the model did what the real allocator did, event by event")
     return lines
 
