@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 TEXT = Path(__file__).with_name("data") / "coriolanus.txt"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def command_line(**defaults: int) -> argparse.Namespace:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from common import TextWindows, command_line, print_checksum, print_size
+from common import DEVICE, TextWindows, command_line, print_checksum, print_size
 from language_model import build_model
 
 
@@ -15,12 +15,16 @@ def main() -> None:
     args = command_line(steps=6, batch=2, seq=128)
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
+    device = DEVICE
+    if device.type == "cuda":  # with fewer GPUs than processes, some share one
+        device = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     torch.manual_seed(args.seed)
 
     windows = TextWindows(args.seq)
     sampler = DistributedSampler(windows, seed=args.seed)
     loader = DataLoader(windows, args.batch, sampler=sampler, drop_last=True)
-    model = DistributedDataParallel(build_model(args.seq))
+    model = DistributedDataParallel(build_model(args.seq).to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     if first:
         print_size(model)
@@ -30,7 +34,7 @@ def main() -> None:
         if step % len(loader) == 0:
             sampler.set_epoch(step // len(loader))
             batches = iter(loader)
-        loss = model(**next(batches)).loss
+        loss = model(**{name: tensor.to(device) for name, tensor in next(batches).items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from common import TextWindows, command_line, print_checksum, print_size
+from common import DEVICE, TextWindows, command_line, print_checksum, print_size
 from language_model import build_model
 
 
@@ -40,7 +40,7 @@ def main() -> None:
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=DEVICE.type == "cpu",
             ),
             train_dataset=TextWindows(args.seq),
             callbacks=[PrintLoss()],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
-from common import command_line, print_checksum, print_size, read_text
+from common import DEVICE, command_line, print_checksum, print_size, read_text
 
 
 def build_model(seq: int) -> LlamaForCausalLM:
@@ -32,14 +32,14 @@ def main() -> None:
     args = command_line(steps=10, batch=4, seq=128)
     torch.manual_seed(args.seed)
     text = read_text()
-    model = build_model(args.seq)
+    model = build_model(args.seq).to(DEVICE)
     print_size(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     scheduler = get_cosine_schedule_with_warmup(optimizer, 2, args.steps)
 
     model.train()
     for step in range(args.steps):
-        tokens = get_batch(text, args.batch, args.seq)
+        tokens = get_batch(text, args.batch, args.seq).to(DEVICE)
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

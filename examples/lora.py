@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from peft import LoraConfig, get_peft_model
 
-from common import command_line, print_checksum, read_text
+from common import DEVICE, command_line, print_checksum, read_text
 from language_model import build_model, get_batch
 
 
@@ -14,14 +14,14 @@ def main() -> None:
     torch.manual_seed(args.seed)
     text = read_text()
     config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear")
-    model = get_peft_model(build_model(args.seq), config)
+    model = get_peft_model(build_model(args.seq), config).to(DEVICE)
     model.print_trainable_parameters()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2)
 
     model.train()
     for step in range(args.steps):
-        tokens = get_batch(text, args.batch, args.seq)
+        tokens = get_batch(text, args.batch, args.seq).to(DEVICE)
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from common import command_line, print_checksum, read_text
+from common import DEVICE, command_line, print_checksum, read_text
 from language_model import build_model, get_batch
 
 
@@ -24,7 +24,7 @@ def load_quantised(seq: int) -> LlamaForCausalLM:
     with tempfile.TemporaryDirectory() as folder:
         build_model(seq).save_pretrained(folder)
         return LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"}
+            folder, dtype=torch.bfloat16, quantization_config=config, device_map={"": str(DEVICE)}
         )
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     model.train()
     for step in range(args.steps):
-        tokens = get_batch(text, args.batch, args.seq)
+        tokens = get_batch(text, args.batch, args.seq).to(DEVICE)
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)

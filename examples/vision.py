@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from common import command_line, print_checksum, print_size
+from common import DEVICE, command_line, print_checksum, print_size
 
 CLASSES = 8
 
@@ -50,7 +50,10 @@ class Block(nn.Module):
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader[tuple[Tensor, int]]) -> float:
     model.eval()
-    hits = [(model(images).argmax(1) == labels).float().mean() for images, labels in loader]
+    hits = [
+        (model(images.to(DEVICE)).argmax(1) == labels.to(DEVICE)).float().mean()
+        for images, labels in loader
+    ]
     return torch.stack(hits).mean().item()
 
 
@@ -62,6 +65,7 @@ def main() -> None:
     test = DataLoader(Stripes(64, 2), args.batch, num_workers=args.workers)
     blocks = Block(3, 32, 1), Block(32, 64, 2), Block(64, 128, 2)
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, CLASSES))
+    model.to(DEVICE)
     print_size(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
@@ -69,7 +73,7 @@ def main() -> None:
     while step < args.steps:
         model.train()
         for images, labels in itertools.islice(train, args.steps - step):
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
