@@ -317,6 +317,12 @@ class AllocatorHistory:
         )
 
     @staticmethod
+    def is_capturing() -> bool:
+        """Whether this thread's stream is being captured into a CUDA graph, which forbids some calls."""
+        ask = getattr(torch.cuda, "is_current_stream_capturing", None)
+        return bool(ask()) if ask is not None else False
+
+    @staticmethod
     def device_memory(device: int) -> tuple[int, int]:
         """Free and total bytes of a device, all processes counted."""
         free, total = torch.cuda.mem_get_info(device)

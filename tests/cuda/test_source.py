@@ -217,6 +217,14 @@ def test_pinned_and_device_memory_are_measured(over: Install, tmp_path: Path) ->
     assert gauges["device memory in use"].last_bytes >= 500 << 20
 
 
+def test_nothing_is_asked_of_a_device_while_a_graph_is_captured(
+    over: Install, tmp_path: Path
+) -> None:
+    history = over(HookHistory())
+    history.capturing = True
+    assert record(tmp_path / "run").gauges() == ()
+
+
 def test_several_sessions_in_a_row(over: Install, tmp_path: Path) -> None:
     over(HookHistory())
     for number in itertools.count():

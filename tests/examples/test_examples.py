@@ -121,6 +121,7 @@ def run(command: list[str], folder: Path, *, one_thread: bool) -> subprocess.Com
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEMLENS_")}
     environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
     environment["HF_HUB_OFFLINE"] = "1"
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # the sizes below are those of the CPU
     # Accelerate imports DeepSpeed where it is installed, which otherwise says with a time of day which
     # device it has found.
     environment["DS_ACCELERATOR"] = "cpu"

@@ -42,6 +42,7 @@ class HookHistory:
         self.snapshots = 0
         self.device_bytes = 80 << 30
         self.pinned = 0
+        self.capturing = False
         self.out_of_memory: Callable[[int, int, int, int], None] | None = None
         self.set_text: Callable[[str], None] | None = self._set_text if annotates else None
 
@@ -138,6 +139,9 @@ class HookHistory:
     def calls(self, device: int) -> int:
         self._take()
         return self._calls
+
+    def is_capturing(self) -> bool:
+        return self.capturing
 
     def device_memory(self, device: int) -> tuple[int, int]:
         return self.device_bytes - self.allocated_bytes() - (500 << 20), self.device_bytes

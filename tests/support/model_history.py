@@ -42,6 +42,7 @@ class ModelHistory:
         ]
         self.capacity_bytes = capacity_bytes or 80 << 30
         self.enabled: str | None = None
+        self.capturing = False
         self.out_of_memory: OutOfMemoryCall | None = None
         self.made = [0] * devices
         self.set_text: Callable[[str], None] | None = self._set_text
@@ -104,6 +105,9 @@ class ModelHistory:
 
     def calls(self, device: int) -> int:
         return self.made[device]
+
+    def is_capturing(self) -> bool:
+        return self.capturing
 
     def device_memory(self, device: int) -> tuple[int, int]:
         return self.capacity_bytes - self.allocators[device].reserved_bytes, self.capacity_bytes

@@ -60,7 +60,9 @@ class DeviceHistory:
         from memlens.allocator.follow import follow
         from memlens.allocator.settings import AllocatorSettings
 
-        return follow(told, AllocatorSettings.from_snapshot(self.data.header.get("allocator") or {}))
+        return follow(
+            told, AllocatorSettings.from_snapshot(self.data.header.get("allocator") or {})
+        )
 
     @cached_property
     def events(self) -> dict[str, Array]:

@@ -33,7 +33,9 @@ COMMANDS: dict[str, Entry] = {
     "estimate": Entry(
         "memlens.cli.estimate:command", "Say in an instant about how much memory a model needs."
     ),
-    "replay": Entry("memlens.cli.replay:command", "Say what memory a job takes under other settings."),
+    "replay": Entry(
+        "memlens.cli.replay:command", "Say what memory a job takes under other settings."
+    ),
     "export": Entry("memlens.cli.export:command", "Write a run for another tool (TensorBoard)."),
     "doctor": Entry("memlens.cli.doctor:command", "Say what can be recorded here, and what not."),
 }

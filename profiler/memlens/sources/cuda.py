@@ -360,7 +360,7 @@ class CudaSource:
 
     def _gauges(self, segments: list[dict[str, Any]]) -> list[Gauge]:
         now = time_ns()
-        if now - self._gauge_ns < GAUGE_NS:
+        if now - self._gauge_ns < GAUGE_NS or self.history.is_capturing():
             return []
         self._gauge_ns = now
         gauges: list[Gauge] = []

@@ -39,6 +39,7 @@ class History(Protocol):
     def snapshot(self) -> Snapshot: ...  # noqa: D102
     def text(self) -> str: ...  # noqa: D102
     def calls(self, device: int) -> int: ...  # noqa: D102
+    def is_capturing(self) -> bool: ...  # noqa: D102
     def device_memory(self, device: int) -> tuple[int, int]: ...  # noqa: D102
     def limit_bytes(self, device: int) -> int | None: ...  # noqa: D102
     def pinned_bytes(self) -> int | None: ...  # noqa: D102
