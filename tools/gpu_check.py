@@ -93,8 +93,7 @@ def main() -> int:
         try:
             table.facts = bench.job("facts")
         except Stopped as stopped:
-            print(stopped.verdict.log, file=sys.stderr)
-            print(f"nothing can be checked here: {stopped}", file=sys.stderr)
+            print(f"nothing can be checked here: {stopped.verdict.log or stopped}", file=sys.stderr)
             return 2
         print(", ".join(f"{name} {value}" for name, value in table.facts.items()), flush=True)
         run_all(bench, table, options.jobs, [word.lower() for word in options.only])

@@ -296,6 +296,8 @@ def facts(options: argparse.Namespace) -> Results:
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
     if options.device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("there is no CUDA device here; --device cpu tries the same code on the CPU")
         properties = torch.cuda.get_device_properties(0)
         found["device"] = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
         found["CUDA"] = str(torch.version.cuda)
