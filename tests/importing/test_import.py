@@ -125,6 +125,15 @@ def test_a_ring_that_began_late(tmp_path: Path) -> None:
     assert end[Category.UNKNOWN] == 0
 
 
+def test_a_clock_that_began_with_the_history(tmp_path: Path) -> None:
+    snapshot = training().snapshot()
+    for number, entry in enumerate(snapshot["device_traces"][0]):
+        entry["time_us"] = number
+    (rank,) = imported(tmp_path, dump(tmp_path, snapshot)).ranks
+    assert_adds_up(rank)
+    assert rank.coverage.problems == ()
+
+
 def test_several_ranks(tmp_path: Path) -> None:
     paths = [
         dump(tmp_path, training(steps=steps).snapshot(), f"rank{steps}.pickle") for steps in (1, 2)

@@ -143,6 +143,7 @@ class _Device:
         if not len(time):
             now = time_ns()
             return now, now + 1
+        time = time + 1000 * (time[0] == 0)  # a clock of its own, which began with the history
         ascending = np.arange(len(time))
         self.trace.time_ns = np.maximum.accumulate(time - ascending) + ascending
         return int(self.trace.time_ns[0]) - 1, int(self.trace.time_ns[-1]) + 1
