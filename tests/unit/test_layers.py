@@ -21,6 +21,7 @@ LAYERS = (
     {"disk"},
     {"attribution"},
     {"analysis"},
+    {"rank"},
     {"capture"},
     {"recording", "sources", "observers", "adapters"},
     {"variants"},

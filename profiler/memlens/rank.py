@@ -1,0 +1,390 @@
+"""What one rank of a run answers, of one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memlens.analysis.growth import find_growth
+from memlens.analysis.steps import StepBounds, step_bounds
+from memlens.answers import (
+    Allocation,
+    Coverage,
+    Frame,
+    Gauge,
+    Growth,
+    ModuleUsage,
+    OutOfMemory,
+    Peak,
+    Place,
+    Slack,
+    Step,
+    Timeline,
+)
+from memlens.attribution.device import DeviceHistory
+from memlens.attribution.gauges import read_gauges
+from memlens.attribution.lifetimes import FOREVER, Lifetimes
+from memlens.attribution.rules import Attribution
+from memlens.attribution.segments import PHASES, Segments
+from memlens.disk.format import codes
+from memlens.disk.reader import RankData
+from memlens.events import Category, Certainty, WeightKind
+
+__all__ = ["RankCapture"]
+
+Array = npt.NDArray[Any]
+CATEGORIES = list(Category)
+_CERTAINTIES = list(Certainty)
+_WEIGHT = codes(Category)["weight"]
+
+
+class RankCapture:
+    """What one rank recorded of one device. Times are nanoseconds since the Unix epoch."""
+
+    def __init__(self, data: RankData, rank: int, device: int) -> None:
+        self.rank = rank
+        self.device: str = str(data.header["devices"][device])
+        self._data = data
+        self._device = device
+        self._history = DeviceHistory(data, device)
+        self.events = int(np.count_nonzero(data.events["device"] == device))
+        """How many allocations and frees were recorded, the census included."""
+
+    # -- parts, worked out when first asked for; for those who go beyond the questions below -----
+
+    @property
+    def blocks(self) -> Lifetimes:
+        """One row per block that was allocated."""
+        return self._history.blocks
+
+    @property
+    def segments(self) -> Segments:
+        """What the job did when."""
+        return self._history.segments
+
+    @property
+    def attribution(self) -> Attribution:
+        """The category of each block, and why."""
+        return self._history.attribution
+
+    @property
+    def _running(self) -> Array:
+        return self._history.running
+
+    @cached_property
+    def _bounds(self) -> list[StepBounds]:
+        return step_bounds(self.blocks, self.segments, self._running)
+
+    # -- questions -----------------------------------------------------------------------------
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How complete the capture is."""
+        header, blocks = self._data.header, self.blocks
+        lost = blocks.lost_events + (header.get("lost_events") or 0)
+        problems = [*header["problems"], *self._data.problems, *self._history.problems]
+        closed: bool = header["closed"]
+        difference = self._history.witness_difference_bytes()
+        return Coverage(
+            complete=closed and not problems and not lost and not difference,
+            lost_events=lost,
+            blind_ns=self._history.blind_ns,
+            uncovered_bytes=self.attribution.uncovered_bytes,
+            witness_difference_bytes=difference,
+            problems=tuple(problems),
+            notes=tuple(header["notes"]),
+        )
+
+    def peak(self) -> Peak:
+        """The moment with the most allocated bytes."""
+        index = int(np.argmax(self._running)) if len(self._running) else -1
+        time = int(self.blocks.time_ns[index]) if index >= 0 else 0
+        place = self.place_at(time)
+        return Peak(
+            time_ns=time,
+            step=place.step,
+            phase=place.phase,
+            module=place.module,
+            allocated_bytes=int(self._running[index]) if index >= 0 else 0,
+            reserved_bytes=self._history.reserved_bytes(index, None),
+            categories=self._categories_after(index),
+        )
+
+    @property
+    def reserved_peak_bytes(self) -> int | None:
+        """Most bytes that the allocator had taken from the device; None: it takes none in advance."""
+        return self._history.reserved_peak_bytes
+
+    def slack_at(self, time_ns: int | None = None) -> Slack | None:
+        """What the allocator has taken from the device and no tensor uses.
+
+        Args:
+            time_ns: the moment; None for the peak.
+
+        Returns:
+            None: the allocator takes nothing in advance (the CPU's).
+        """
+        event = self._moment(time_ns)
+        reserved = self._history.reserved_bytes(event, time_ns)
+        if reserved is None:
+            return None
+        alive = self._alive_after(event)
+        allocated = int(self.blocks.size_bytes[alive].sum())
+        requested = int(self.blocks.requested_bytes[alive].sum())
+        return Slack(
+            reserved_bytes=reserved,
+            rounding_bytes=allocated - requested,
+            cached_bytes=reserved - allocated,
+        )
+
+    @property
+    def out_of_memory(self) -> tuple[OutOfMemory, ...]:
+        """Requests that failed on this device, the first one first."""
+        return tuple(each for each in self._data.bundles if each.device_index == self._device)
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Memory beside the allocator's count: in use on the device, pinned on the host."""
+        return read_gauges(self._data, self.device)
+
+    def place_at(self, time_ns: int) -> Place:
+        """What the job was doing at a moment."""
+        segment = int(self.segments.at(np.array([time_ns]))[0])
+        return Place(
+            step=int(self.segments.step[segment]),
+            phase=PHASES[self.segments.phase[segment]],
+            module=self._module_name(int(self.segments.module[segment])),
+        )
+
+    def steps(self) -> tuple[Step, ...]:
+        """Every training step that was recorded."""
+        bounds = self._bounds
+        peaks = self._sample(np.array([item.peak_event for item in bounds], np.int64))
+        ends = self._sample(np.array([item.last_event for item in bounds], np.int64))
+        return tuple(
+            Step(
+                step=item.step,
+                start_ns=item.start_ns,
+                end_ns=item.end_ns,
+                peak_ns=item.peak_ns,
+                peak_bytes=sum(at_peak.values()),
+                end_bytes=sum(at_end.values()),
+                categories=at_peak,
+                end_categories=at_end,
+            )
+            for item, at_peak, at_end in zip(bounds, peaks, ends, strict=True)
+        )
+
+    def categories_at(self, time_ns: int) -> dict[Category, int]:
+        """Bytes per category at a moment."""
+        return self._categories_after(self._event_at(time_ns))
+
+    def weights_at(self, time_ns: int | None = None) -> dict[WeightKind, int]:
+        """Bytes of weights per kind at a moment: what trains, what is frozen, quantised, added.
+
+        Args:
+            time_ns: the moment; None for the peak.
+
+        Returns:
+            Every kind, also with 0; they sum to the bytes of the category weight.
+        """
+        alive = self._alive_after(self._moment(time_ns))
+        weights = np.flatnonzero(alive & (self.attribution.category == _WEIGHT))
+        sums = dict.fromkeys(WeightKind, 0)
+        for number in weights.tolist():
+            sums[self._weight_kind(number)] += int(self.blocks.size_bytes[number])
+        return sums
+
+    def timeline(self, max_points: int | None = None) -> Timeline:
+        """Bytes per category over time.
+
+        Args:
+            max_points: at most about so many entries. Of each bucket the highest and the last entry
+                are kept, so that peaks and levels stay true. None: one entry per event.
+        """
+        index = np.arange(len(self._running))
+        if max_points is not None and len(index) > max_points:
+            edges = np.linspace(0, len(index), max(max_points // 2, 1) + 1).astype(np.int64)
+            pairs = [
+                (low + int(np.argmax(self._running[low:high])), high - 1)
+                for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+            ]
+            index = np.unique(np.array(pairs, np.int64).ravel())
+        categories = {}
+        for position, category in enumerate(CATEGORIES):
+            chosen = self.attribution.category == position
+            categories[category] = (
+                self.blocks.running_bytes(chosen)[index]
+                if np.any(chosen)
+                else np.zeros(len(index), np.int64)
+            )
+        return Timeline(
+            time_ns=self.blocks.time_ns[index],
+            allocated_bytes=self._running[index],
+            categories=categories,
+            step_start_ns={item.step: item.start_ns for item in self._bounds},
+        )
+
+    def allocations_at(
+        self, time_ns: int | None = None, top: int | None = 20
+    ) -> tuple[Allocation, ...]:
+        """Blocks alive at a moment, the largest first.
+
+        Args:
+            time_ns: the moment; None for the peak.
+            top: how many; None for all.
+        """
+        alive = np.flatnonzero(self._alive_after(self._moment(time_ns)))
+        order = np.argsort(-self.blocks.size_bytes[alive], kind="stable")
+        return tuple(self._allocation(int(number)) for number in alive[order][:top])
+
+    def modules_at(
+        self, time_ns: int | None = None, top: int | None = 20
+    ) -> tuple[ModuleUsage, ...]:
+        """What each module holds at a moment, the one that holds most first.
+
+        Args:
+            time_ns: the moment; None for the peak.
+            top: how many; None for all.
+        """
+        alive = self._alive_after(self._moment(time_ns))
+        module = self.attribution.module[alive]
+        category = self.attribution.category[alive]
+        size = self.blocks.size_bytes[alive]
+        held: dict[str, tuple[str, dict[Category, int]]] = {}
+        groups, inverse = np.unique(
+            np.stack([module, category.astype(np.int64)]), axis=1, return_inverse=True
+        )
+        sums = np.zeros(groups.shape[1], np.int64)
+        np.add.at(sums, inverse.ravel(), size)
+        for (number, kind), total in zip(groups.T.tolist(), sums.tolist(), strict=True):
+            text, class_name = self._data.names.module.get(number, ("", ""))
+            parts = held.setdefault(text, (class_name, {}))[1]
+            parts[CATEGORIES[kind]] = parts.get(CATEGORIES[kind], 0) + total
+        usages = [
+            ModuleUsage(text, class_name, sum(parts.values()), parts)
+            for text, (class_name, parts) in held.items()
+        ]
+        return tuple(sorted(usages, key=lambda usage: -usage.total_bytes)[:top])
+
+    def growth(self, top: int = 10) -> tuple[Growth, ...]:
+        """Groups of blocks that accumulate from step to step, the fastest first."""
+        found = find_growth(self.blocks, self.attribution, self.segments, self._bounds)
+        return tuple(
+            Growth(
+                category=CATEGORIES[self.attribution.category[item.example]],
+                module=self._module_name(int(self.attribution.module[item.example])),
+                name=self._data.names.tensor.get(int(self.attribution.name[item.example]), ""),
+                bytes_per_step=item.bytes_per_step,
+                first_bytes=item.first_bytes,
+                last_bytes=item.last_bytes,
+                steps=item.steps,
+                stack=self._stack(int(self.blocks.stack[item.example])),
+            )
+            for item in found[:top]
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Every block as a row of an Arrow table: what, where, from when to when."""
+        attribution, blocks = self.attribution, self.blocks
+        place = attribution.segment
+        names = self._data.names
+        forever = blocks.free_ns == FOREVER
+        return pa.table(
+            {
+                "alloc_ns": blocks.alloc_ns,
+                "free_ns": pa.array(blocks.free_ns, mask=forever),
+                "address": blocks.address,
+                "size_bytes": blocks.size_bytes,
+                "category": _texts(attribution.category, [c.value for c in CATEGORIES]),
+                "certainty": _texts(attribution.certainty, [c.value for c in _CERTAINTIES]),
+                "phase": _texts(self.segments.phase[place], [p.value for p in PHASES]),
+                "step": self.segments.step[place],
+                "module": pa.array(
+                    [names.module.get(n, ("", ""))[0] for n in attribution.module.tolist()]
+                ).dictionary_encode(),
+                "name": pa.array(
+                    [names.tensor.get(n, "") for n in attribution.name.tolist()]
+                ).dictionary_encode(),
+            }
+        )
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _event_at(self, time_ns: int) -> int:
+        return int(np.searchsorted(self.blocks.time_ns, time_ns, side="right")) - 1
+
+    def _moment(self, time_ns: int | None) -> int:
+        if time_ns is not None:
+            return self._event_at(time_ns)
+        return int(np.argmax(self._running)) if len(self._running) else -1
+
+    def _alive_after(self, event: int) -> Array:
+        return (self.blocks.first <= event) & (self.blocks.last > event)
+
+    def _categories_after(self, event: int) -> dict[Category, int]:
+        alive = self._alive_after(event)
+        sums = np.zeros(len(CATEGORIES), np.int64)
+        np.add.at(sums, self.attribution.category[alive], self.blocks.size_bytes[alive])
+        return dict(zip(CATEGORIES, sums.tolist(), strict=True))
+
+    def _sample(self, events: Array) -> Iterator[dict[Category, int]]:
+        """Bytes per category after each of some events (-1: before all)."""
+        columns = []
+        for position in range(len(CATEGORIES)):
+            chosen = self.attribution.category == position
+            if np.any(chosen):
+                running = np.append(self.blocks.running_bytes(chosen), 0)
+                columns.append(running[events].tolist())
+            else:
+                columns.append([0] * len(events))
+        return (dict(zip(CATEGORIES, row, strict=True)) for row in zip(*columns, strict=True))
+
+    def _module_name(self, number: int) -> str:
+        return self._data.names.module.get(number, ("", ""))[0]
+
+    def _weight_kind(self, number: int) -> WeightKind:
+        name = int(self.attribution.name[number])
+        return self._data.names.weight_kind.get(name, WeightKind.UNKNOWN)
+
+    def _stack(self, number: int) -> tuple[Frame, ...]:
+        frames: list[Frame] = []
+        table = self._data.names.stack
+        while number in table and len(frames) < 1000:
+            parent, function, place = table[number]
+            file, _, line = place.rpartition(":")
+            frames.append(Frame(function, file, int(line) if line.isdigit() else 0))
+            if parent >= number:  # frames are numbered after the ones that called them
+                break
+            number = parent
+        return tuple(reversed(frames))
+
+    def _allocation(self, number: int) -> Allocation:
+        blocks, attribution, names = self.blocks, self.attribution, self._data.names
+        place = int(attribution.segment[number])
+        free_ns = int(blocks.free_ns[number])
+        return Allocation(
+            address=int(blocks.address[number]),
+            size_bytes=int(blocks.size_bytes[number]),
+            category=CATEGORIES[attribution.category[number]],
+            certainty=_CERTAINTIES[attribution.certainty[number]],
+            name=names.tensor.get(int(attribution.name[number]), ""),
+            module=self._module_name(int(attribution.module[number])),
+            phase=PHASES[self.segments.phase[place]],
+            step=int(self.segments.step[place]),
+            alloc_ns=int(blocks.alloc_ns[number]),
+            free_ns=None if free_ns == FOREVER else free_ns,
+            preexisting=bool(blocks.preexisting[number]),
+            stack=self._stack(int(blocks.stack[number])),
+            weight_kind=(
+                self._weight_kind(number) if attribution.category[number] == _WEIGHT else None
+            ),
+        )
+
+
+def _texts(positions: Array, values: list[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int8()), pa.array(values))
