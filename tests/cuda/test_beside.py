@@ -12,6 +12,7 @@ from torch import nn
 
 import memlens
 from memlens.events import Category
+from memlens.sources.cuda_facts import facts_of
 from memlens.sources.cuda_workspaces import workspace_bytes
 
 Install = Callable[[HookHistory], HookHistory]
@@ -113,3 +114,37 @@ def test_an_adapter_is_installed_when_its_library_comes_late(
         optimizer.step()
         model(torch.zeros(2, 8))
     assert installed == ["a_late_library"]
+
+
+def segment(pool: tuple[int, int], *blocks: tuple[int, str], stream: int = 0) -> dict[str, object]:
+    total = sum(size for size, _ in blocks)
+    return {
+        "device": 0,
+        "address": 4096,
+        "total_size": total,
+        "allocated_size": sum(size for size, state in blocks if state == "active_allocated"),
+        "active_size": sum(size for size, state in blocks if state != "inactive"),
+        "stream": stream,
+        "segment_type": "large",
+        "segment_pool_id": pool,
+        "blocks": [{"size": size, "state": state} for size, state in blocks],
+    }
+
+
+def test_how_an_allocator_stands() -> None:
+    segments = [
+        segment((0, 0), (5, "active_allocated"), (7, "inactive"), (11, "active_awaiting_free")),
+        segment((0, 0), (13, "inactive"), stream=3),
+        # A CUDA graph's: nothing else is served from it, so what is free there is of no use.
+        segment((0, 1), (17, "active_allocated"), (19, "inactive")),
+        {**segment((0, 0), (23, "inactive")), "device": 1},
+    ]
+    assert facts_of(segments, 0) == {
+        "allocated_bytes": 22,
+        "reserved_bytes": 72,
+        "private_pool_bytes": 36,
+        "pending_bytes": 11,
+        "free_pieces": [[13, "large", 3], [7, "large", 0]],
+        "free_pieces_bytes": 20,
+        "largest_free_bytes": 13,
+    }
