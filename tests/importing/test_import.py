@@ -218,6 +218,17 @@ def nested(depth: int) -> list[Any]:
         ({"segments": [], "device_traces": []}, "it holds no memory"),
         ({"segments": [{"address": "a"}]}, "segments[0].address is 'a'"),
         ({"segments": [{"address": -1}]}, "segments[0].address is -1"),
+        (
+            {"segments": [], "device_traces": [[{"action": "alloc", "addr": 1, "size": 2**45}]]},
+            "device_traces[0][0].size is",
+        ),
+        (
+            {
+                "segments": [{"address": 1, "total_size": 0, "blocks": []}],
+                "allocator_settings": {"max_split_size": "much"},
+            },
+            "settings in the snapshot make no sense",
+        ),
         ({"segments": [], "device_traces": [[{"action": 3}]]}, "device_traces[0][0].action is 3"),
         ({"segments": [], "device_traces": {"a": 1}}, "device_traces is"),
         ({"segments": nested(150)}, "segments[0] is"),

@@ -62,20 +62,30 @@ def import_snapshots(paths: Sequence[Path], options: Options) -> Path:
         CaptureError: one of them is none, or is damaged; nothing is written then.
         OutputExistsError: the folder is already there.
     """
-    read = [parse_snapshot(read_snapshot(path), str(path)) for path in paths]
+    ready = []
+    for path in paths:
+        snapshot = parse_snapshot(read_snapshot(path), str(path))
+        devices = [_Device(each, number, snapshot) for number, each in enumerate(snapshot.devices)]
+        ready.append((path, snapshot, devices))
     run = create_run(options, command=())
-    for rank, (path, snapshot) in enumerate(zip(paths, read, strict=True)):
-        _write_rank(run, rank, len(paths), path, snapshot)
+    for rank, (path, snapshot, devices) in enumerate(ready):
+        _write_rank(run, rank, len(paths), path, snapshot, devices)
     return run
 
 
-def _write_rank(run: Path, rank: int, world_size: int, path: Path, snapshot: Snapshot) -> None:
+def _write_rank(
+    run: Path,
+    rank: int,
+    world_size: int,
+    path: Path,
+    snapshot: Snapshot,
+    devices: list[_Device],
+) -> None:
     notes = [
         f"imported from {path.name}: phases and categories are inferred from stacks, lifetimes and sizes"
     ]
     if snapshot.lacks_times:
         notes.append("the snapshot tells no times: its entries are a microsecond apart")
-    devices = [_Device(each, number, snapshot) for number, each in enumerate(snapshot.devices)]
     if not any(each.trace.entries for each in devices):
         notes.append("it holds no history, only what was allocated at its end")
     started = min(each.start_ns for each in devices)

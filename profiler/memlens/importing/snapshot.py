@@ -11,6 +11,8 @@ __all__ = ["Annotation", "DeviceSnapshot", "Snapshot", "parse_snapshot"]
 
 Record = dict[str, Any]
 _MOST = 2**62
+_MOST_BYTES = 2**42
+"""No device has as much, and a million of these still add up in 64 bits."""
 
 
 @dataclass
@@ -146,7 +148,7 @@ class _Look:
         place, made["blocks"] = made["address"], []
         for number, block in enumerate(self.records(segment.get("blocks"), f"{where}.blocks")):
             at = f"{where}.blocks[{number}]"
-            size = self.number(block.get("size"), f"{at}.size")
+            size = self.number(block.get("size"), f"{at}.size", below=_MOST_BYTES)
             # Releases before 2.1 have the stack, and what was asked for, in a history of the block.
             history = self.records(block.get("history", []), f"{at}.history")
             told: Record = history[0] if history else {}
@@ -159,7 +161,9 @@ class _Look:
                 {
                     "address": place,
                     "size": size,
-                    "requested_size": self.number(requested, f"{at}.requested_size"),
+                    "requested_size": self.number(
+                        requested, f"{at}.requested_size", below=_MOST_BYTES
+                    ),
                     "state": state,
                     "frames": self.frames(frames, f"{at}.frames"),
                 }
@@ -178,7 +182,7 @@ class _Look:
         return {
             "action": action,
             "addr": self.number(address, f"{where}.addr"),
-            "size": self.number(entry.get("size", 0), f"{where}.size"),
+            "size": self.number(entry.get("size", 0), f"{where}.size", below=_MOST_BYTES),
             "stream": self.stream(entry.get("stream", 0), f"{where}.stream"),
             "time_us": self.number(time_us, f"{where}.time_us", below=_MOST // 1000),
             "frames": self.frames(entry.get("frames"), f"{where}.frames"),
