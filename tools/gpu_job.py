@@ -1,6 +1,6 @@
 """The jobs of tools/gpu_check.py, each a process of its own, which leaves its findings as JSON.
 
-    python tools/gpu_job.py train language-model --device cuda --out /tmp/run --result /tmp/found.json
+    python tools/gpu_job.py train language-model --device cuda --out run --result found.json
 
 A job reads what torch's allocator says of itself, and sets beside it what the capture says. Whether the
 two agree is for `gpu_check.py` to judge.
