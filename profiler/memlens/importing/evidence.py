@@ -1,33 +1,41 @@
-"""What the stack of an allocation says of it."""
+"""What the stack of an allocation says of it.
+
+The frame nearest to the allocation that means anything decides: a module that is called by the closure
+of an optimizer's step runs forward, and a script's `main` says nothing of what it calls.
+"""
 
 from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any
 
-__all__ = ["Evidence", "StackReader", "is_python", "job_frame"]
+from memlens.importing.stacks import Frame, Stacks, is_python
 
-Frames = list[dict[str, Any]]
+__all__ = ["Evidence", "read_stacks"]
 
 
 class Evidence(Enum):
-    """Who asked for a block."""
+    """Who asked for a block, or gave it back."""
 
     OPTIMIZER = "optimizer"
     BACKWARD = "backward"
     RECOMPUTE = "recompute"
+    """A forward within backward."""
     FORWARD = "forward"
     MAKING = "making"
     """Modules being made, moved or loaded."""
     LOADING = "loading"
     """A batch being made or moved."""
+    ZEROING = "zeroing"
+    """`zero_grad`."""
     COMMUNICATION = "communication"
     WORKSPACE = "workspace"
     JOB = "job"
     """Code of the job, outside of all of these."""
+    ASIDE = "aside"
+    """The same on another thread: says nothing of what the training does meanwhile."""
     NOTHING = "nothing"
-    """There is no stack, and there are others without one only by chance."""
+    """There is no stack, and none is to be expected."""
 
 
 _WORKSPACE = re.compile(
@@ -36,101 +44,153 @@ _WORKSPACE = re.compile(
 _ENGINE = re.compile(
     r"torch::autograd::(Engine|python::PythonEngine|generated::|AccumulateGrad|Node)"
 )
+_NATIVE_COMMUNICATION = re.compile(r"c10d::|ProcessGroup\w*::|nccl", re.I)
+
+_OPTIMIZERS = (
+    r"(adam[wx]?|adan|sgd|lion|muon|lamb|lars|rmsprop|adagrad|adafactor|sophia|galore|came)"
+)
 _OPTIMIZER_FILE = re.compile(
-    r"optim(izers?)?(/|_|\.py)|/optim|bitsandbytes|galore|apex|adam|muon|lion", re.I
+    rf"(^|[/_.-])(optim(izers?|ization)?|{_OPTIMIZERS[1:-1]}|apex|bitsandbytes)([/_.-]|$)"
+    r"|deepspeed/runtime/(zero|fp16|bf16_optimizer)",
+    re.I,
 )
-_STEP = re.compile(
-    r"^(step|_?update|_init_group|_(single|multi|fused)_tensor\w*|_foreach\w*|adamw?|sgd)$"
-)
+"""Of the last parts of a path: a home folder may be called adam."""
+_STEP = re.compile(r"_?(step|update|init_state|init_group|(single|multi|fused)_tensor\w*)")
+_OPTIMIZER_FUNCTION = re.compile(rf"_?{_OPTIMIZERS}(_(step|update))?")
+"""Hand-written ones, wherever they are."""
+_NO_STEP = {"zero_grad", "__init__", "add_param_group", "wrapper", "_use_grad"}
+
 _MAKING = {
-    "__init__", "reset_parameters", "_apply", "from_pretrained", "load_state_dict", "_init_weights",
-    "init_weights", "to_empty", "materialize", "register_parameter",
+    "reset_parameters", "_apply", "from_pretrained", "load_state_dict", "_init_weights", "init_weights",
+    "to_empty", "materialize", "register_parameter", "register_buffer", "__deepcopy__", "deepcopy",
+    "fully_shard",
 }  # fmt: skip
+_HELPS_MAKING = re.compile(r"__init__|_*(init|build|make|create|setup|add|register|reset)\w*")
+_LOADING_FILE = re.compile(r"torch/utils/data/|(site|dist)-packages/datasets/|[/_]data_?loader")
 _LOADING = re.compile(
-    r"dataloader\.py|collate\.py|pin_memory\.py|/datasets?/|get_batch|data_?load", re.I
+    r"_?(get_|next_|load_|prepare_|fetch_|sample_)(mini)?batch\w*|collate\w*|_?prepare_inputs?"
+    r"|(move|send)_to_(device|cuda)|pin_memory"
 )
-_COMMUNICATION = re.compile(r"torch/distributed/|/deepspeed/|nccl|c10d", re.I)
-_CALLS = ("_call_impl", "_wrapped_call_impl", "__call__")
+_COMMUNICATION_FILE = re.compile(
+    r"torch/distributed/(fsdp|_composable|algorithms/\w*comm\w*|distributed_c10d|_functional_coll"
+    r"|nn/|tensor/_(redistribute|collective)|_symmetric_memory)|deepspeed/(comm|runtime/(comm|zero))/"
+)
+"""Not the launchers, which are around everything, and not what computes on sharded tensors."""
+_COMMUNICATION = {"_ddp_init_helper", "_sync_module_states", "_sync_params_and_buffers"}
+_CALLS = {"forward", "_call_impl", "_wrapped_call_impl"}
+_RECOMPUTES = {"unpack_hook", "recompute_fn", "backward"}
+_BACKWARDS = {"backward", "_engine_run_backward"}
+_MAIN_FILES = re.compile(r"^<frozen runpy>|(^|/)runpy\.py$")
+_THREAD_FILE = re.compile(r"(^|/)threading\.py$")
 
 
-def is_python(frame: dict[str, Any]) -> bool:
-    """Whether a frame is of Python; others are C++."""
-    filename: str = frame["filename"]
-    return filename.endswith(".py") or filename.startswith("<")
+def read_stacks(stacks: Stacks) -> list[Evidence]:
+    """Say of each stack of a snapshot who asked, in the order of their numbers."""
+    python = [[_plain(each) for each in frames if is_python(each)] for frames in stacks.known]
+    has_python = any(python)
+    around = _around_training(python)
+    has_main = any(frames and _is_main(frames[-1]) for frames in python)
+    found = []
+    for frames, mine in zip(stacks.known, python, strict=True):
+        native = " ".join(frame.name for frame in frames if not is_python(frame))
+        evidence = (
+            _of_native(native, has_python=has_python) if not mine else _of_python(mine, around)
+        )
+        if _WORKSPACE.search(native):
+            evidence = Evidence.WORKSPACE
+        elif _NATIVE_COMMUNICATION.search(native):
+            evidence = Evidence.COMMUNICATION
+        elif evidence is Evidence.JOB and not _is_main(mine[-1]):
+            if _THREAD_FILE.search(mine[-1].filename):
+                evidence = Evidence.ASIDE
+            elif has_main or _ENGINE.search(native):  # a hook that the engine has called
+                evidence = Evidence.BACKWARD
+        elif evidence is Evidence.FORWARD and _ENGINE.search(native):
+            evidence = Evidence.RECOMPUTE
+        found.append(evidence)
+    return found
 
 
-def job_frame(frames: Frames) -> dict[str, Any] | None:
-    """The innermost frame that is not of a library."""
-    for frame in frames:
-        if (
-            is_python(frame)
-            and "site-packages" not in frame["filename"]
-            and ("/torch/" not in frame["filename"] and "dist-packages" not in frame["filename"])
-        ):
-            return frame
+def _plain(frame: Frame) -> Frame:
+    # Of a qualified name, Linear.forward or main.<locals>.closure, the last word.
+    return Frame(frame.name.rpartition(".")[2], frame.filename.replace("\\", "/"), frame.line)
+
+
+def _around_training(python: list[list[Frame]]) -> set[tuple[str, str]]:
+    """Functions that call modules or backward: whatever their names, they are no optimizer's."""
+    around = set()
+    for frames in python:
+        for place, frame in enumerate(frames):
+            if frame.name in _CALLS | _BACKWARDS:
+                around |= {(each.name, each.filename) for each in frames[place:]}
+                break
+    return around
+
+
+def _is_main(outermost: Frame) -> bool:
+    """Whether a stack is of the script's own thread, and not of one that torch has made."""
+    return outermost.name == "<module>" or bool(_MAIN_FILES.search(outermost.filename))
+
+
+def _of_native(native: str, *, has_python: bool) -> Evidence:
+    # The engine's threads have no frames of Python. Where all have none, that says nothing.
+    if _ENGINE.search(native) or (has_python and not native):
+        return Evidence.BACKWARD
+    return Evidence.NOTHING
+
+
+def _of_python(frames: list[Frame], around: set[tuple[str, str]]) -> Evidence:
+    for place, frame in enumerate(frames):
+        evidence = _of_frame(frame, frames[:place])
+        if _is_step(frame, frames[place + 1 : place + 2], around):
+            evidence = Evidence.OPTIMIZER
+        if evidence is Evidence.FORWARD:
+            outer = frames[place + 1 :]
+            is_recomputed = any(each.name in _RECOMPUTES | _BACKWARDS for each in outer)
+            return Evidence.RECOMPUTE if is_recomputed else evidence
+        if evidence is not None:
+            return evidence
+    return Evidence.JOB
+
+
+def _of_frame(frame: Frame, inner: list[Frame]) -> Evidence | None:
+    name, file = frame.name, frame.filename
+    if name == "zero_grad":
+        return Evidence.ZEROING
+    if name in _BACKWARDS:
+        return Evidence.BACKWARD
+    if name in _CALLS:
+        return Evidence.FORWARD
+    if name in _MAKING or file.endswith("torch/nn/init.py"):
+        return Evidence.MAKING
+    if _COMMUNICATION_FILE.search(file):
+        is_making = "/fsdp/" in file and name.startswith(("_init", "__init__"))
+        return Evidence.MAKING if is_making else Evidence.COMMUNICATION
+    if name in _COMMUNICATION:
+        return Evidence.COMMUNICATION
+    if _LOADING_FILE.search(file) or _LOADING.fullmatch(name):
+        return Evidence.LOADING
+    # A trainer's __init__ may run a whole training; only what makes modules is called from such ones.
+    if name == "__init__" and all(_makes(each) for each in inner):
+        return Evidence.MAKING
     return None
 
 
-class StackReader:
-    """Reads stacks, each once: a snapshot has few, and many blocks of each.
-
-    Args:
-        has_python: the snapshot has Python's frames, so that a stack without any is of a thread of the
-            autograd engine.
-    """
-
-    def __init__(self, *, has_python: bool) -> None:
-        self._has_python = has_python
-        self._known: dict[tuple[int, ...], Evidence] = {}
-
-    def read(self, frames: Frames) -> Evidence:
-        """Say who asked."""
-        key = tuple(map(id, frames))
-        evidence = self._known.get(key)
-        if evidence is None:
-            evidence = self._known[key] = self._read(frames)
-        return evidence
-
-    def _read(self, frames: Frames) -> Evidence:
-        native = [frame["name"] for frame in frames if not is_python(frame)]
-        python = [frame for frame in frames if is_python(frame)]
-        if any(_WORKSPACE.search(name) for name in native):
-            return Evidence.WORKSPACE
-        if not python:
-            if any(_ENGINE.search(name) for name in native):
-                return Evidence.BACKWARD
-            return Evidence.BACKWARD if self._has_python else Evidence.NOTHING
-        names = {frame["name"] for frame in python}
-        files = [frame["filename"] for frame in python]
-        if any(_COMMUNICATION.search(name) for name in files) and "forward" not in names:
-            return Evidence.COMMUNICATION
-        if _is_step(python):
-            return Evidence.OPTIMIZER
-        in_backward = "backward" in names or "_engine_run_backward" in names
-        if in_backward and any("checkpoint" in name for name in files):
-            return Evidence.RECOMPUTE
-        if in_backward or any(_ENGINE.search(name) for name in native):
-            return Evidence.BACKWARD
-        # Innermost first: a module may be made within a forward, or a batch within a loop of the job.
-        for frame in python:
-            name, file = frame["name"], frame["filename"]
-            if _LOADING.search(file) or _LOADING.search(name):
-                return Evidence.LOADING
-            if name in _MAKING or "/nn/init.py" in file:
-                return Evidence.MAKING
-            if name == "forward" or name in _CALLS:
-                return Evidence.FORWARD
-        return Evidence.JOB
+def _makes(frame: Frame) -> bool:
+    return "torch/" in frame.filename or bool(_HELPS_MAKING.fullmatch(frame.name))
 
 
-def _is_step(python: Frames) -> bool:
-    """A function of an optimizer's name, in a file that has to do with optimizers."""
-    for place, frame in enumerate(python):
-        if not _STEP.match(frame["name"]):
-            continue
-        caller = python[place + 1] if place + 1 < len(python) else None
-        # torch wraps every Optimizer.step in profile_hook_step's `wrapper`.
-        wrapped = caller is not None and caller["name"] in ("wrapper", "_use_grad")
-        if wrapped or _OPTIMIZER_FILE.search(frame["filename"]):
-            return True
-    return False
+def _is_step(frame: Frame, caller: list[Frame], around: set[tuple[str, str]]) -> bool:
+    """A function of an optimizer, as its name and file tell, or torch's wrapper around it."""
+    name, file = frame.name, frame.filename
+    if "torch/optim/" in file and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
+        return name not in _NO_STEP
+    # torch wraps each Optimizer.step: `wrapper` of profile_hook_step in torch/optim/optimizer.py.
+    if name == "step" and caller and caller[0].filename.endswith("torch/optim/optimizer.py"):
+        return True
+    if (name, file) in around:
+        return False
+    if _OPTIMIZER_FUNCTION.fullmatch(name):
+        return True
+    place = "/".join(file.split("/")[-3:])
+    return bool(_STEP.fullmatch(name) and _OPTIMIZER_FILE.search(place))

@@ -8,30 +8,25 @@ Where nothing is evidence, a block stays unknown.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from memlens.events import Category
 from memlens.importing.evidence import Evidence
+from memlens.importing.timeline import FOREVER, Stretches, Timeline
+from memlens.sources.cuda_workspaces import workspace_bytes
 
-__all__ = ["Made", "Run", "infer", "runs_of"]
+__all__ = ["Made", "infer"]
 
-WORKSPACES = frozenset({(4096 * 2 + 16 * 8) * 1024, 4096 * 8 * 1024})
-"""What torch gives to cuBLAS; see `memlens.sources.cuda_workspaces`."""
-FOREVER = np.iinfo(np.int64).max
-_RUNS = {
-    Evidence.OPTIMIZER: Evidence.OPTIMIZER,
-    Evidence.BACKWARD: Evidence.BACKWARD,
-    Evidence.RECOMPUTE: Evidence.BACKWARD,
-    Evidence.FORWARD: Evidence.FORWARD,
-}
+WORKSPACES = frozenset(workspace_bytes({}))
+MOST_WORKSPACES = 2
+"""Of one device, of those that no stack tells: torch makes one per thread that multiplies matrices."""
+MOST_STATES = 2
+"""Per weight, of its size: AdamW's two moments. Of those made before the history began."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Made:
     """One block."""
 
@@ -41,191 +36,181 @@ class Made:
     evidence: Evidence
     is_early: bool
     """It was there before the history began."""
+    is_zeroed: bool = False
+    """It was given back by `zero_grad`."""
+    category: Category = Category.UNKNOWN
 
 
-@dataclass(frozen=True)
-class Run:
-    """A stretch of time in which one thing was going on."""
-
-    what: Evidence
-    start_ns: int
-    end_ns: int
-    """FOREVER: the history ends within it."""
-
-
-def runs_of(blocks: Sequence[Made], steps: Sequence[tuple[int, int]]) -> list[Run]:
-    """When forwards, backwards and optimizer steps were.
+def infer(blocks: Sequence[Made], timeline: Timeline, zeroed: Stretches) -> None:
+    """Set the category of each block.
 
     Args:
         blocks: in the order of allocation.
-        steps: when optimizers are known to have stepped, in order.
+        timeline: what was going on when.
+        zeroed: when gradients are known to have been set to None.
     """
-    runs: list[Run] = []
-    current: Evidence | None = None
-    start = 0
     for block in blocks:
         if block.is_early:
-            continue
-        what = _RUNS.get(block.evidence)
-        if any(begin <= block.alloc_ns <= end for begin, end in steps):
-            what = Evidence.OPTIMIZER
-        if what is None and block.evidence is not Evidence.JOB:
-            continue  # says nothing of what goes on
-        if what is not current:
-            if current is not None:
-                runs.append(Run(current, start, block.alloc_ns))
-            current, start = what, block.alloc_ns
-    if current is not None:
-        runs.append(Run(current, start, FOREVER))
-    return runs
+            block.category = _of_early(block, timeline, zeroed)
+        else:
+            block.category = _of_made(block, timeline)
+    _find_workspaces(blocks)
+    _only_gradients_of_weights(blocks, timeline)
+    _find_weights_and_states(blocks, timeline)
 
 
-def infer(
-    blocks: Sequence[Made], runs: Sequence[Run], zeroed: Sequence[tuple[int, int]]
-) -> list[Category]:
-    """A category for each block.
-
-    Args:
-        blocks: in the order of allocation.
-        runs: what was going on when.
-        zeroed: when gradients were set to None.
-    """
-    starts = np.array([run.start_ns for run in runs], np.int64)
-    categories = [
-        Category.UNKNOWN
-        if block.is_early
-        else _of_made(block, _run_at(runs, starts, block.alloc_ns))
-        for block in blocks
-    ]
-    _only_gradients_of_weights(blocks, categories, runs)
-    _of_early(blocks, categories, runs, zeroed)
-    return categories
-
-
-def _run_at(
-    runs: Sequence[Run], starts: npt.NDArray[np.int64], time_ns: int
-) -> tuple[Run | None, Run | None]:
-    """The run that a moment lies in, and the next."""
-    place = int(np.searchsorted(starts, time_ns, side="right")) - 1
-    now = runs[place] if place >= 0 and time_ns < runs[place].end_ns else None
-    following = runs[place + 1] if place + 1 < len(runs) else None
-    return now, following
-
-
-def _of_made(block: Made, place: tuple[Run | None, Run | None]) -> Category:
-    now, following = place
-    ends = block.free_ns
+def _of_made(block: Made, timeline: Timeline) -> Category:
+    now, following = timeline.at(block.alloc_ns), timeline.after(block.alloc_ns)
+    ends, evidence = block.free_ns, block.evidence
     within = now is not None and ends <= now.end_ns and ends != FOREVER
-    evidence = block.evidence
-    if evidence is Evidence.WORKSPACE or (
-        block.requested_bytes in WORKSPACES and ends == FOREVER and now is not None
-    ):
-        return Category.WORKSPACE
-    if evidence is Evidence.COMMUNICATION:
-        return Category.COMMUNICATION
-    if evidence is Evidence.LOADING:
-        return Category.INPUT
+    told = _BY_STACK.get(evidence)
+    if told is not None:
+        return told
     if evidence is Evidence.OPTIMIZER or (now is not None and now.what is Evidence.OPTIMIZER):
         return Category.OPTIMIZER_TEMPORARY if within else Category.OPTIMIZER_STATE
     if evidence is Evidence.MAKING:
-        return Category.WEIGHT if ends == FOREVER or not within else Category.TEMPORARY
+        outlives = ends == FOREVER or (following is not None and ends > following.start_ns)
+        return Category.WEIGHT if outlives else Category.TEMPORARY
     if evidence is Evidence.BACKWARD:
-        return Category.TEMPORARY if within else Category.GRADIENT
-    if evidence is Evidence.RECOMPUTE:
-        return Category.ACTIVATION
+        return Category.TEMPORARY if within and not block.is_zeroed else Category.GRADIENT
     if evidence is Evidence.FORWARD:
         return Category.TEMPORARY if within else Category.ACTIVATION
-    if evidence is Evidence.JOB and following is not None:
-        # Alive when the next thing begins: made for it. A forward takes batches, a backward the loss.
-        if ends > following.start_ns:
-            return Category.ACTIVATION if following.what is Evidence.BACKWARD else Category.INPUT
-        return Category.TEMPORARY
+    if evidence in (Evidence.JOB, Evidence.ASIDE) and following is not None:
+        if ends <= following.start_ns:
+            return Category.TEMPORARY
+        # Alive when the next thing begins, it was made for it: a batch for a forward, the loss for a
+        # backward.
+        if following.what is Evidence.FORWARD:
+            return Category.INPUT
+        if following.what is Evidence.BACKWARD:
+            return Category.ACTIVATION
     return Category.UNKNOWN
 
 
-def _only_gradients_of_weights(
-    blocks: Sequence[Made], categories: list[Category], runs: Sequence[Run]
-) -> None:
+_BY_STACK = {
+    Evidence.WORKSPACE: Category.WORKSPACE,
+    Evidence.COMMUNICATION: Category.COMMUNICATION,
+    Evidence.LOADING: Category.INPUT,
+    Evidence.RECOMPUTE: Category.ACTIVATION,
+}
+"""What needs no look at its lifetime."""
+_EARLY_BY_STACK = _BY_STACK | {
+    Evidence.OPTIMIZER: Category.OPTIMIZER_STATE,
+    Evidence.MAKING: Category.WEIGHT,
+    Evidence.BACKWARD: Category.GRADIENT,
+    Evidence.FORWARD: Category.ACTIVATION,
+}
+
+
+def _of_early(block: Made, timeline: Timeline, zeroed: Stretches) -> Category:
+    """What was there before: it has a stack if stacks were recorded for longer than events."""
+    if block.is_zeroed or block.free_ns in zeroed:
+        return Category.GRADIENT
+    told = _EARLY_BY_STACK.get(block.evidence)
+    if told is not None:
+        return told
+    freed_in = None if block.free_ns == FOREVER else timeline.at(block.free_ns)
+    if freed_in is not None and freed_in.what is Evidence.BACKWARD:
+        return Category.ACTIVATION
+    return Category.UNKNOWN
+
+
+def _find_workspaces(blocks: Sequence[Made]) -> None:
+    """Where stacks do not reach into C++, a workspace looks like what its thread was about.
+
+    Tensors have the same sizes: 32 MiB is a matrix of 4096 columns in bfloat16. So the first one of a
+    thread is taken, which the first product of matrices made, and in backward only where there are
+    more blocks of the size than weights to have gradients.
+    """
+    if any(block.evidence is Evidence.WORKSPACE for block in blocks):
+        return  # the stacks tell
+    candidates = [
+        block
+        for block in blocks
+        if block.requested_bytes in WORKSPACES and block.free_ns == FOREVER
+    ]
+    for evidence, category in (
+        (Evidence.FORWARD, Category.ACTIVATION),
+        (Evidence.BACKWARD, Category.GRADIENT),
+    ):
+        mine = [block for block in candidates if block.category is category and not block.is_early]
+        mine = [block for block in mine if block.evidence is evidence]
+        for first in mine[:1]:
+            size = first.requested_bytes
+            made = sum(block.requested_bytes == size for block in mine)
+            held = sum(
+                block.requested_bytes == size
+                and (block.category is Category.WEIGHT or block.is_early)
+                for block in blocks
+            )
+            if evidence is Evidence.FORWARD or made > held:
+                first.category = Category.WORKSPACE
+    early = [block for block in candidates if block.is_early and block.category is Category.UNKNOWN]
+    has_gradients = {b.requested_bytes for b in blocks if b.category is Category.GRADIENT}
+    if len(early) <= MOST_WORKSPACES:
+        for block in early:
+            if block.requested_bytes not in has_gradients:
+                block.category = Category.WORKSPACE
+
+
+def _only_gradients_of_weights(blocks: Sequence[Made], timeline: Timeline) -> None:
     """Where a history ends within a backward, what is left of it may be temporary as well."""
-    if not runs or runs[-1].what is not Evidence.BACKWARD:
+    last = timeline.runs[-1] if timeline.runs else None
+    if last is None or last.what is not Evidence.BACKWARD:
         return
     sizes = {
         block.requested_bytes
-        for block, category in zip(blocks, categories, strict=True)
-        if block.is_early or category is Category.WEIGHT
+        for block in blocks
+        if block.category is Category.WEIGHT
+        or (block.is_early and block.category is Category.UNKNOWN)
     }
-    for number, block in enumerate(blocks):
+    for block in blocks:
         if (
-            categories[number] is Category.GRADIENT
-            and block.alloc_ns >= runs[-1].start_ns
+            block.category is Category.GRADIENT
+            and block.alloc_ns >= last.start_ns
             and block.requested_bytes not in sizes
         ):
-            categories[number] = Category.UNKNOWN
+            block.category = Category.UNKNOWN
 
 
-def _of_early(
-    blocks: Sequence[Made],
-    categories: list[Category],
-    runs: Sequence[Run],
-    zeroed: Sequence[tuple[int, int]],
-) -> None:
-    """What was there before the history began."""
-    gradients: Counter[int] = Counter()
-    states: Counter[int] = Counter()
-    for block, category in zip(blocks, categories, strict=True):
-        if category is Category.GRADIENT:
-            gradients[block.requested_bytes] += 1
-        elif category is Category.OPTIMIZER_STATE:
-            states[block.requested_bytes] += 1
-    left: list[int] = []
-    for number, block in enumerate(blocks):
-        if not block.is_early:
-            continue
-        category = _early_by_stack(block)
-        if category is Category.UNKNOWN:
-            category = _early_by_end(block, runs, zeroed)
-            if category is Category.GRADIENT:
-                gradients[block.requested_bytes] += 1
-        if category is Category.UNKNOWN:
-            left.append(number)
-        categories[number] = category
-    # For each gradient a weight of its size; and if states were not made since, they are there as well.
-    weights = Counter(gradients)
-    steps = sum(run.what is Evidence.BACKWARD for run in runs) or 1
-    for size in weights:
-        weights[size] = -(-weights[size] // steps)
-    expected_states = {size: max(0, 2 * count - states[size]) for size, count in weights.items()}
-    for number in left:
-        size = blocks[number].requested_bytes
-        if size in WORKSPACES and not weights[size]:
-            categories[number] = Category.WORKSPACE
-        elif weights[size] > 0:
-            weights[size] -= 1
-            categories[number] = Category.WEIGHT
-        elif expected_states.get(size, 0) > 0:
-            expected_states[size] -= 1
-            categories[number] = Category.OPTIMIZER_STATE
+def _find_weights_and_states(blocks: Sequence[Made], timeline: Timeline) -> None:
+    """For each gradient there is a weight of its size, and perhaps there are states.
+
+    Sought among what stays for ever and was there before the first forward. States that were made
+    before the history began are told by their number: as many as weights, or a multiple.
+    """
+    begin_ns = timeline.runs[0].start_ns if timeline.runs else FOREVER
+    of_size: defaultdict[int, list[Made]] = defaultdict(list)
+    for block in blocks:
+        is_unclear = block.category in (Category.UNKNOWN, Category.INPUT) and (
+            block.is_early or block.evidence is Evidence.JOB
+        )
+        if is_unclear and block.free_ns == FOREVER and block.alloc_ns < begin_ns:
+            of_size[block.requested_bytes].append(block)
+    gradients = _most_at_once(b for b in blocks if b.category is Category.GRADIENT)
+    states = _most_at_once(b for b in blocks if b.category is Category.OPTIMIZER_STATE)
+    weights = Counter(b.requested_bytes for b in blocks if b.category is Category.WEIGHT)
+    for size, count in gradients.items():
+        left = of_size[size]
+        missing = max(0, count - weights[size])
+        for block in left[:missing]:
+            block.category = Category.WEIGHT
+        rest = [block for block in left[missing:] if block.is_early]
+        if rest and len(rest) % count == 0 and len(rest) + states[size] <= MOST_STATES * count:
+            for block in rest:
+                block.category = Category.OPTIMIZER_STATE
 
 
-def _early_by_stack(block: Made) -> Category:
-    return {
-        Evidence.OPTIMIZER: Category.OPTIMIZER_STATE,
-        Evidence.MAKING: Category.WEIGHT,
-        Evidence.BACKWARD: Category.GRADIENT,
-        Evidence.RECOMPUTE: Category.ACTIVATION,
-        Evidence.FORWARD: Category.ACTIVATION,
-        Evidence.LOADING: Category.INPUT,
-        Evidence.COMMUNICATION: Category.COMMUNICATION,
-        Evidence.WORKSPACE: Category.WORKSPACE,
-    }.get(block.evidence, Category.UNKNOWN)
-
-
-def _early_by_end(block: Made, runs: Sequence[Run], zeroed: Sequence[tuple[int, int]]) -> Category:
-    if block.free_ns == FOREVER:
-        return Category.UNKNOWN
-    if any(begin <= block.free_ns <= end for begin, end in zeroed):
-        return Category.GRADIENT
-    for run in runs:
-        if run.start_ns <= block.free_ns < run.end_ns and run.what is Evidence.BACKWARD:
-            return Category.ACTIVATION
-    return Category.UNKNOWN
+def _most_at_once(blocks: Iterable[Made]) -> Counter[int]:
+    """How many blocks of each size there are at most at one moment."""
+    changes = []
+    for block in blocks:
+        changes.append((block.alloc_ns, 1, block.requested_bytes))
+        if block.free_ns != FOREVER:
+            changes.append((block.free_ns, -1, block.requested_bytes))
+    now: Counter[int] = Counter()
+    most: Counter[int] = Counter()
+    for _, change, size in sorted(changes):
+        now[size] += change
+        most[size] = max(most[size], now[size])
+    return most

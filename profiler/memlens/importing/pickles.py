@@ -168,7 +168,7 @@ def _check(data: bytes) -> None:
             place = put.end()
         else:
             name = _NAMES.get(code)
-            if name is None or not data[:1]:
+            if name is None:
                 raise CaptureError(f"it is no whole pickle (byte {place} is no instruction)")
             raise CaptureError(
                 f"it holds more than plain data ({name} at byte {place}), which a torch memory snapshot "
