@@ -192,7 +192,7 @@ def _cuda() -> Check:
         if not AllocatorHistory.can_annotate():
             found += "; blocks are placed by time alone (torch 2.10 and newer can do better)"
         if not AllocatorHistory.tells_out_of_memory():
-            found += "; running out of memory is seen only afterwards"
+            found += "; this torch does not tell when memory runs out, so nothing explains it"
     except Exception as error:
         return Check("recording", name, Status.UNSUPPORTED, _why(error))
     return Check("recording", name, Status.OK, found)

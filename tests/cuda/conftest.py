@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TypeVar
 
 import pytest
 from tests.support.histories import HookHistory
+from tests.support.model_history import ModelHistory
 
 from memlens.recording import session
 from memlens.recording.names import Names
 from memlens.sources.cuda import CudaSource
 
-Install = Callable[[HookHistory], HookHistory]
+T = TypeVar("T", HookHistory, ModelHistory)
 
 
 @pytest.fixture
-def over(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def over(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[T], T]]:
     """Lets sessions read a history of one's own."""
-    installed: list[HookHistory] = []
+    with ExitStack() as undo:
 
-    def install(history: HookHistory) -> HookHistory:
-        def make_source(device: str, names: Names, *, stack_depth: int) -> CudaSource:
-            return CudaSource(names, stack_depth=stack_depth, history=history)
+        def install(history: T) -> T:
+            def make_source(device: str, names: Names, *, stack_depth: int) -> CudaSource:
+                return CudaSource(names, stack_depth=stack_depth, history=history)
 
-        monkeypatch.setattr(session, "make_source", make_source)
-        history.__enter__()
-        installed.append(history)
-        return history
+            monkeypatch.setattr(session, "make_source", make_source)
+            return undo.enter_context(history)
 
-    yield install
-    for history in installed:
-        history.__exit__()
+        yield install

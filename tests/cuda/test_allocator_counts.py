@@ -28,23 +28,6 @@ class Counted:
     reserved: list[list[int]] = field(default_factory=list)
 
 
-@pytest.fixture
-def over(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Lets sessions read a model's history."""
-    from memlens.recording import session
-    from memlens.recording.names import Names
-    from memlens.sources.cuda import CudaSource
-
-    def install(history: ModelHistory) -> ModelHistory:
-        def make_source(device: str, names: Names, *, stack_depth: int) -> CudaSource:
-            return CudaSource(names, stack_depth=stack_depth, history=history)
-
-        monkeypatch.setattr(session, "make_source", make_source)
-        return history
-
-    return install
-
-
 class Job:
     """Hands out and takes back at random, on two streams of each device."""
 

@@ -106,29 +106,12 @@ class HookHistory:
     def snapshot(self) -> dict[str, Any]:
         self._take()
         self.snapshots += 1
-        blocks = [
-            {
-                "address": address,
-                "size": _rounded(size),
-                "requested_size": size,
-                "state": "active_allocated",
-            }
-            for address, size in self._live.items()
-        ]
-        total = sum(map(_rounded, self._live.values()))
-        segment = {
-            "device": 0,
-            "address": 1 << 60,
-            "total_size": 0,  # it knows of no segments
-            "allocated_size": total,
-            "active_size": total,
-            "requested_size": sum(self._live.values()),
-            "stream": 0,
-            "segment_type": "large",
-            "blocks": blocks,
-        }
         return {
-            "segments": [segment],
+            # One of none is always there: a real allocator keeps what it has taken from the device.
+            "segments": [
+                {**_segment(1 << 60, 0), "blocks": []},
+                *(_segment(address, size) for address, size in self._live.items()),
+            ],
             "device_traces": [[dict(entry) for entry in self._trace]],
             "allocator_settings": {},
         }
@@ -191,6 +174,29 @@ class HookHistory:
                 self._trace.append({**entry, "action": "free_requested", "frames": []})
                 self._trace.append({**entry, "action": "free_completed", "frames": []})
         del texts[:place]
+
+
+def _segment(address: int, size: int) -> Entry:
+    """Each block as one of its own, of no size: it knows of no segments."""
+    rounded = _rounded(size)
+    return {
+        "device": 0,
+        "address": address,
+        "total_size": 0,
+        "allocated_size": rounded,
+        "active_size": rounded,
+        "requested_size": size,
+        "stream": 0,
+        "segment_type": "large",
+        "blocks": [
+            {
+                "address": address,
+                "size": rounded,
+                "requested_size": size,
+                "state": "active_allocated",
+            }
+        ],
+    }
 
 
 def _rounded(size: int) -> int:

@@ -47,6 +47,12 @@ class ModelHistory:
         self.made = [0] * devices
         self.set_text: Callable[[str], None] | None = self._set_text
 
+    def __enter__(self) -> ModelHistory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     # -- the job's side ------------------------------------------------------------------------
 
     def malloc(self, device: int, size: int, stream: int = 0) -> int:

@@ -9,9 +9,6 @@ from memlens.answers import OutOfMemory
 
 __all__ = ["Fit", "Obstacle", "fit_of"]
 
-SMALL_BYTES = 2**20
-"""Requests up to this are served from segments of their own (kSmallSize of torch's allocator)."""
-
 
 class Obstacle(str, Enum):
     """What kept a request from being served."""

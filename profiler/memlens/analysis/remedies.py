@@ -40,8 +40,6 @@ class Circumstances:
     largest: Mapping[Category, int]
     """Largest single block of each category."""
     world_size: int
-    growing: str = ""
-    """What accumulates from step to step, and by how much; empty: nothing."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -21,9 +22,10 @@ from memlens.disk.format import (
     batch_checksum,
     write_json,
 )
+from memlens.errors import OutputExistsError
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 
-__all__ = ["RankWriter", "make_batch"]
+__all__ = ["RankWriter", "make_batch", "open_rank"]
 
 _DICTIONARIES: dict[tuple[str, str], type[Enum]] = {
     ("names", "kind"): NameKind,
@@ -124,3 +126,24 @@ class RankWriter:
                 if not self._broken:
                     stream.close()
         self.update(closed=not self._broken, rows=self._rows, **changes)
+
+
+def open_rank(run: Path, rank: int | None, header: dict[str, object]) -> RankWriter:
+    """Make the folder of a process in a run, by a name that is not taken yet.
+
+    Raises:
+        OutputExistsError: a hundred names are.
+        OSError: it can not be made.
+    """
+    # Two processes may take themselves for the same rank (two scripts one after the other, on a
+    # host without a launcher); the second gets a folder of its own name.
+    names = [f"process-{socket.gethostname()}-{os.getpid()}"]
+    if rank is not None:
+        names.insert(0, f"rank-{rank:05d}")
+    names += [f"{names[0]}-{number}" for number in range(2, 100)]
+    for name in names:
+        try:
+            return RankWriter(run / name, header)
+        except FileExistsError:
+            continue
+    raise OutputExistsError(f"{run} is full of captures of rank {rank}; choose another folder")

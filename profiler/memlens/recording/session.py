@@ -19,8 +19,8 @@ import torch
 from memlens import __version__
 from memlens.adapters import Adapters
 from memlens.disk.runs import create_run, open_planned
-from memlens.disk.writer import RankWriter
-from memlens.errors import MemlensError, OutputExistsError, SessionActiveError, UsageError
+from memlens.disk.writer import open_rank
+from memlens.errors import MemlensError, SessionActiveError, UsageError
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.census import existing_blocks, learn_existing_objects
 from memlens.observers.inputs import InputObserver
@@ -28,12 +28,12 @@ from memlens.observers.job_history import JobHistoryObserver
 from memlens.observers.job_profiler import JobProfilerObserver
 from memlens.observers.modules import ModuleObserver
 from memlens.observers.optimizers import OptimizerObserver
+from memlens.observers.out_of_memory import OutOfMemoryObserver
 from memlens.observers.parameters import Parameters
 from memlens.options import Options
 from memlens.recording.heartbeat import Heartbeat
 from memlens.recording.identity import find_rank, is_loader_worker, is_multiprocessing_child
 from memlens.recording.names import Names
-from memlens.recording.out_of_memory import OutOfMemoryObserver
 from memlens.recording.recorder import Recorder
 from memlens.recording.tail import Tail
 from memlens.recording.uninterrupted import uninterrupted
@@ -358,7 +358,7 @@ class Session:
             "problems": recorder.problems,
             "notes": self._source.notes,
         }
-        recorder.open(_make_writer(self._run, self.rank, header))
+        recorder.open(open_rank(self._run, self.rank, header))
         self.is_recorded = True
 
     def _close_early(self) -> None:
@@ -390,21 +390,6 @@ class Session:
             if was_recording:
                 self._source.abandon()
             self._undo.close()
-
-
-def _make_writer(run: Path, rank: int | None, header: dict[str, object]) -> RankWriter:
-    # Two processes may take themselves for the same rank (two scripts one after the other, on a
-    # host without a launcher); the second gets a folder of its own name.
-    names = [f"process-{socket.gethostname()}-{os.getpid()}"]
-    if rank is not None:
-        names.insert(0, f"rank-{rank:05d}")
-    names += [f"{names[0]}-{number}" for number in range(2, 100)]
-    for name in names:
-        try:
-            return RankWriter(run / name, header)
-        except FileExistsError:
-            continue
-    raise OutputExistsError(f"{run} is full of captures of rank {rank}; choose another folder")
 
 
 def _as_list(value: Any, kind: type[T]) -> list[T]:

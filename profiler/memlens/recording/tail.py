@@ -44,7 +44,7 @@ class Tail:
     """Never."""
 
     def __init__(
-        self, keep_rows: int, most_rows: int, header: Callable[[], Mapping[str, object]]
+        self, keep_rows: int, most_rows: int, header: Callable[[], Mapping[str, Any]]
     ) -> None:
         self._keep_rows = keep_rows
         self._most_rows = self._limit = most_rows
@@ -76,8 +76,8 @@ class Tail:
                 sink.write(table, batch)
 
     def _shorten(self) -> None:
-        header = {"devices": ["cpu"], **self._header(), "closed": True, "problems": []}
-        devices = len(header["devices"])  # type: ignore[arg-type]
+        header: dict[str, Any] = {**self._header(), "closed": True, "problems": []}
+        devices = len(header["devices"])
         columns = {
             table: columns_of(pa.Table.from_batches(batches, SCHEMAS[table]), table, devices)
             for table, batches in self._batches.items()

@@ -35,6 +35,7 @@ from memlens.sources.cuda_trace import (
     Trace,
     active_requested_bytes,
     blocks_of,
+    census_of,
 )
 from memlens.sources.cuda_workspaces import workspace_bytes
 
@@ -139,7 +140,7 @@ class CudaSource:
             self.history.enable(MAX_ENTRIES, stacks=self._with_stacks)
         self.devices = self.history.device_names() or self.devices
         self._text_before = self.history.text()
-        self.tells_out_of_memory = self.history.observe_out_of_memory(self._out_of_memory)
+        self.history.observe_out_of_memory(self._out_of_memory)
         snapshot = self.history.snapshot()
         self._settings = dict(snapshot.get("allocator_settings", {}))
         self._existing = self._take_stock(snapshot)
@@ -341,21 +342,7 @@ class CudaSource:
             self._requested[device] = requested
             self._base[device] = sum(each.size_bytes for each in blocks)
             self._calls[device] = self.history.calls(device) - trace.calls
-            census += [
-                Block(each.address, each.size_bytes, device, None, each.stream, is_segment=True)
-                for each in segments
-            ]
-            census += [
-                Block(
-                    each.address,
-                    each.size_bytes,
-                    device,
-                    each.requested_bytes,
-                    each.stream,
-                    is_pending=each.is_pending,
-                )
-                for each in blocks
-            ]
+            census += census_of(device, segments, blocks)
         return census, traces
 
     def _gauges(self, segments: list[dict[str, Any]]) -> list[Gauge]:

@@ -34,7 +34,6 @@ class History(Protocol):
     def backend(self) -> str: ...  # noqa: D102
     def is_enabled(self) -> bool: ...  # noqa: D102
     def enable(self, max_entries: int, *, stacks: bool) -> None: ...  # noqa: D102
-    def record(self, *args: Any, **kwargs: Any) -> None: ...  # noqa: D102
     def disable(self) -> None: ...  # noqa: D102
     def snapshot(self) -> Snapshot: ...  # noqa: D102
     def text(self) -> str: ...  # noqa: D102

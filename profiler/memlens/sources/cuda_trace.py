@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memlens.allocator import pieces
+from memlens.allocator.regions import Segment
+from memlens.allocator.snapshot import end_state
 from memlens.disk.format import codes
 from memlens.events import Action
 from memlens.recording.names import Names
@@ -21,7 +24,7 @@ __all__ = [
     "Trace",
     "active_requested_bytes",
     "blocks_of",
-    "read_trace",
+    "census_of",
 ]
 
 Array = npt.NDArray[Any]
@@ -99,11 +102,6 @@ class Trace:
         return self
 
 
-def read_trace(entries: Sequence[Entry]) -> Trace:
-    """Read a stretch of one device's history, in the order in which it was recorded."""
-    return Trace(entries)
-
-
 def _mark(metadata: str) -> int:
     if metadata.startswith(MARK_PREFIX):
         number = metadata[len(MARK_PREFIX) :]
@@ -156,25 +154,36 @@ class StackNumbers:
 
 def blocks_of(segments: Iterable[dict[str, Any]]) -> list[Block]:
     """Everything that the allocator holds, as a census: segments, and the blocks in use."""
-    found = []
+    of_devices: dict[int, list[dict[str, Any]]] = {}
     for segment in segments:
-        place = {"device": segment["device"], "stream": _signed(segment["stream"])}
-        if segment["total_size"]:
-            found.append(Block(segment["address"], segment["total_size"], is_segment=True, **place))
-        address = segment["address"]
-        for block in segment["blocks"]:
-            address = block.get("address", address)
-            if block["state"] != "inactive":
-                found.append(
-                    Block(
-                        address,
-                        block["size"],
-                        requested_bytes=block.get("requested_size", block["size"]),
-                        is_pending=block["state"] != "active_allocated",
-                        **place,
-                    )
-                )
-            address += block["size"]
+        of_devices.setdefault(segment["device"], []).append(segment)
+    return [
+        block
+        for device, mine in of_devices.items()
+        for block in census_of(device, *end_state(mine))
+    ]
+
+
+def census_of(
+    device: int, segments: Iterable[Segment], blocks: Iterable[pieces.Block]
+) -> list[Block]:
+    """What the allocator of one device holds, as a census."""
+    found = [
+        Block(each.address, each.size_bytes, device, stream=each.stream, is_segment=True)
+        for each in segments
+        if each.size_bytes
+    ]
+    found += [
+        Block(
+            each.address,
+            each.size_bytes,
+            device,
+            each.requested_bytes,
+            each.stream,
+            is_pending=each.is_pending,
+        )
+        for each in blocks
+    ]
     return found
 
 
