@@ -155,6 +155,14 @@ def test_gzip(tmp_path: Path) -> None:
     assert imported(tmp_path, path).ranks[0].events > 0
 
 
+def test_a_report_names_no_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imported(tmp_path, dump(tmp_path, training().snapshot()))
+    assert run("report", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "no command line is known" in shown
+    assert "recorded from code" not in shown
+
+
 def test_without_a_history(tmp_path: Path) -> None:
     history = training()
     (rank,) = imported(tmp_path, dump(tmp_path, history.snapshot()["segments"])).ranks

@@ -120,6 +120,14 @@ PLAIN = {
 }
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_comes_through(tmp_path: Path, protocol: int) -> None:
+    """Packed as well: what is small shrinks more than a snapshot does."""
+    data = pickle.dumps(PLAIN, protocol=protocol)
+    assert read_snapshot(write(tmp_path, data)) == PLAIN
+    assert read_snapshot(write(tmp_path, gzip.compress(data))) == PLAIN
+
+
 def test_texts_are_not_taken_for_instructions(tmp_path: Path) -> None:
     every_byte = "".join(map(chr, range(256))) * 3
     content = {"segments": [every_byte[start : start + 250] for start in range(500)]}

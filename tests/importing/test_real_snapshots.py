@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,28 @@ def test_phases_are_told_apart(imported: Import) -> None:
     assert peak[Category.OPTIMIZER_STATE] == pytest.approx(2 * weight, rel=0.001)
     assert peak[Category.GRADIENT] == weight
     assert peak[Category.OPTIMIZER_TEMPORARY] == pytest.approx(weight, rel=0.001)
+
+
+def without_cpp(told: Any) -> Any:
+    """As recorded with `stacks="python"`."""
+    if isinstance(told, dict):
+        return {
+            key: [frame for frame in value if frame["filename"].endswith(".py")]
+            if key == "frames"
+            else without_cpp(value)
+            for key, value in told.items()
+        }
+    return [without_cpp(each) for each in told] if isinstance(told, list) else told
+
+
+@pytest.mark.parametrize("name", ["adam_mlp_complete", "transformer_full_step"])
+def test_workspaces_are_found_without_the_frames_that_name_them(
+    imported: Import, tmp_path: Path, name: str
+) -> None:
+    rank, snapshot = imported(name)
+    path = tmp_path / "a.pickle"
+    path.write_bytes(pickle.dumps(without_cpp(snapshot)))
+    run = import_snapshots([path], Options(out=tmp_path / "run"))
+    (guessed,) = memlens.load(run).ranks
+    expected = rank.peak().categories[Category.WORKSPACE]
+    assert guessed.peak().categories[Category.WORKSPACE] == expected > 0

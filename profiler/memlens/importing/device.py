@@ -15,7 +15,8 @@ from memlens.attribution.lifetimes import pair
 from memlens.disk.format import codes
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 from memlens.importing.evidence import Evidence
-from memlens.importing.infer import Made, infer
+from memlens.importing.infer import infer
+from memlens.importing.made import Made
 from memlens.importing.snapshot import DeviceSnapshot, Snapshot
 from memlens.importing.stacks import Frame, backward_name, job_frame
 from memlens.importing.timeline import FOREVER, Run, Stretches, Timeline, runs_of, step_ends
@@ -109,6 +110,7 @@ class ImportedDevice:
         rows = blocks.row[blocks.first]
         ends = blocks.last < len(blocks.row)
         freed_by = np.zeros(len(rows), np.int64)
+        zeroed = self._stretches("Optimizer.zero_grad#")
         freed_by[ends] = self._stack[blocks.row[blocks.last[ends]]]
         for alloc, free, size, row, stack, last in zip(
             blocks.alloc_ns.tolist(),
@@ -120,6 +122,7 @@ class ImportedDevice:
             strict=True,
         ):
             is_early = row < self._early
+            by_stack = evidence[last] if last else None
             self._made.append(
                 Made(
                     alloc_ns=alloc,
@@ -127,20 +130,26 @@ class ImportedDevice:
                     requested_bytes=size,
                     evidence=Evidence.NOTHING if is_early and not stack else evidence[stack],
                     is_early=is_early,
-                    is_zeroed=evidence[last] is Evidence.ZEROING,
+                    frames=self._stacks.known[stack],
+                    freed_by=Evidence.ZEROING if free in zeroed else by_stack,
                 )
             )
-        steps = self._stretches("Optimizer.step#")
-        self.runs = runs_of(
-            ((each.alloc_ns, each.evidence) for each in self._made if not each.is_early), steps
-        )
-        infer(self._made, Timeline(self.runs), self._stretches("Optimizer.zero_grad#"))
+        self._steps = self._stretches("Optimizer.step#")
+        made = [(each.alloc_ns, each.evidence) for each in self._made if not each.is_early]
+        if any(what is Evidence.STEP_IN_BACKWARD for _, what in made):  # they interrupt nothing
+            self.runs = runs_of(made, Stretches(()))
+            backwards = [run for run in self.runs if run.what is Evidence.BACKWARD]
+            self._steps = Stretches((run.end_ns, run.end_ns) for run in backwards)
+        else:
+            self.runs = runs_of(made, self._steps)
+        infer(self._made, Timeline(self.runs), self._steps)
 
     def _stretches(self, prefix: str) -> Stretches:
+        """Annotations of a name, as far as they are of the time that the history is of."""
         return Stretches(
-            (each.start_us * 1000, each.end_us * 1000 + 999)
+            (max(each.start_us * 1000, self.start_ns + 1), each.end_us * 1000 + 999)
             for each in self._annotations
-            if each.name.startswith(prefix)
+            if each.name.startswith(prefix) and each.end_us * 1000 > self.start_ns
         )
 
     def _tags(self, names: Names) -> list[Array]:
@@ -184,8 +193,8 @@ class ImportedDevice:
             kind, number = _MARKED[run.what], numbers.get(run.what, -1)
             found.append((run.start_ns, _MARK[f"{kind}_enter"], number, 0))
             found.append((self._end_of(run), _MARK[f"{kind}_exit"], number, 1))
-        zeroed = sorted(each.free_ns for each in self._made if each.is_zeroed)
-        for step, end in enumerate(step_ends(self.runs, zeroed), 1):
+        zeroed = sorted(each.free_ns for each in self._made if each.freed_by is Evidence.ZEROING)
+        for step, end in enumerate(step_ends(self.runs, self._steps, zeroed), 1):
             found.append((end - 1, _MARK["step"], -1, step))
         # Step marks behind the exits of their time: what is open ends with a step.
         return sorted(found, key=lambda mark: (mark[0], mark[1] == _MARK["step"]))

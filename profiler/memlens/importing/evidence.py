@@ -18,6 +18,8 @@ class Evidence(Enum):
     """Who asked for a block, or gave it back."""
 
     OPTIMIZER = "optimizer"
+    STEP_IN_BACKWARD = "step_in_backward"
+    """An optimizer that steps in a hook, as soon as a gradient is there."""
     BACKWARD = "backward"
     RECOMPUTE = "recompute"
     """A forward within backward."""
@@ -50,11 +52,11 @@ _OPTIMIZERS = (
     r"(adam[wx]?|adan|sgd|lion|muon|lamb|lars|rmsprop|adagrad|adafactor|sophia|galore|came)"
 )
 _OPTIMIZER_FILE = re.compile(
-    rf"(^|[/_.-])(optim(izers?|ization)?|{_OPTIMIZERS[1:-1]}|apex|bitsandbytes)([/_.-]|$)"
-    r"|deepspeed/runtime/(zero|fp16|bf16_optimizer)",
+    rf"(^|[/_.-])(optim(izers?|ization)?|{_OPTIMIZERS[1:-1]}|apex|bitsandbytes)([/_.-]|$)",
     re.I,
 )
-"""Of the last parts of a path: a home folder may be called adam."""
+"""Of a file and its folder: a home folder may be called adam."""
+_OPTIMIZER_LIBRARY = re.compile(r"deepspeed/runtime/(zero|fp16|bf16_optimizer)")
 _STEP = re.compile(r"_?(step|update|init_state|init_group|(single|multi|fused)_tensor\w*)")
 _OPTIMIZER_FUNCTION = re.compile(rf"_?{_OPTIMIZERS}(_(step|update))?")
 """Hand-written ones, wherever they are."""
@@ -84,6 +86,14 @@ _MAIN_FILES = re.compile(r"^<frozen runpy>|(^|/)runpy\.py$")
 _THREAD_FILE = re.compile(r"(^|/)threading\.py$")
 
 
+_ELSEWHERE = {
+    Evidence.JOB: Evidence.BACKWARD,
+    Evidence.OPTIMIZER: Evidence.STEP_IN_BACKWARD,
+    Evidence.FORWARD: Evidence.RECOMPUTE,
+}
+"""What it is on a thread of the autograd engine."""
+
+
 def read_stacks(stacks: Stacks) -> list[Evidence]:
     """Say of each stack of a snapshot who asked, in the order of their numbers."""
     python = [[_plain(each) for each in frames if is_python(each)] for frames in stacks.known]
@@ -100,11 +110,11 @@ def read_stacks(stacks: Stacks) -> list[Evidence]:
             evidence = Evidence.WORKSPACE
         elif _NATIVE_COMMUNICATION.search(native):
             evidence = Evidence.COMMUNICATION
-        elif evidence is Evidence.JOB and not _is_main(mine[-1]):
+        elif evidence in _ELSEWHERE and not _is_main(mine[-1]):
             if _THREAD_FILE.search(mine[-1].filename):
-                evidence = Evidence.ASIDE
+                evidence = Evidence.ASIDE if evidence is Evidence.JOB else evidence
             elif has_main or _ENGINE.search(native):  # a hook that the engine has called
-                evidence = Evidence.BACKWARD
+                evidence = _ELSEWHERE[evidence]
         elif evidence is Evidence.FORWARD and _ENGINE.search(native):
             evidence = Evidence.RECOMPUTE
         found.append(evidence)
@@ -142,8 +152,10 @@ def _of_native(native: str, *, has_python: bool) -> Evidence:
 def _of_python(frames: list[Frame], around: set[tuple[str, str]]) -> Evidence:
     for place, frame in enumerate(frames):
         evidence = _of_frame(frame, frames[:place])
-        if _is_step(frame, frames[place + 1 : place + 2], around):
-            evidence = Evidence.OPTIMIZER
+        if _is_step(frame, frames[place + 1 : place + 4], around):
+            # The closure that a step was given is none of its work.
+            is_closure = any((each.name, each.filename) in around for each in frames[:place])
+            return Evidence.JOB if is_closure else Evidence.OPTIMIZER
         if evidence is Evidence.FORWARD:
             outer = frames[place + 1 :]
             is_recomputed = any(each.name in _RECOMPUTES | _BACKWARDS for each in outer)
@@ -180,17 +192,20 @@ def _makes(frame: Frame) -> bool:
     return "torch/" in frame.filename or bool(_HELPS_MAKING.fullmatch(frame.name))
 
 
-def _is_step(frame: Frame, caller: list[Frame], around: set[tuple[str, str]]) -> bool:
+def _is_step(frame: Frame, callers: list[Frame], around: set[tuple[str, str]]) -> bool:
     """A function of an optimizer, as its name and file tell, or torch's wrapper around it."""
     name, file = frame.name, frame.filename
-    if "torch/optim/" in file and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
-        return name not in _NO_STEP
-    # torch wraps each Optimizer.step: `wrapper` of profile_hook_step in torch/optim/optimizer.py.
-    if name == "step" and caller and caller[0].filename.endswith("torch/optim/optimizer.py"):
+    if "torch/optim/" in file:
+        return name not in _NO_STEP and not file.endswith(("lr_scheduler.py", "swa_utils.py"))
+    # torch wraps each Optimizer.step: `wrapper` of profile_hook_step in torch/optim/optimizer.py. Other
+    # wrappers may be in between, those of no_grad for one.
+    if name == "step" and any(c.filename.endswith("torch/optim/optimizer.py") for c in callers):
         return True
     if (name, file) in around:
         return False
     if _OPTIMIZER_FUNCTION.fullmatch(name):
         return True
-    place = "/".join(file.split("/")[-3:])
-    return bool(_STEP.fullmatch(name) and _OPTIMIZER_FILE.search(place))
+    if not _STEP.fullmatch(name):
+        return False
+    place = "/".join(file.split("/")[-2:])
+    return bool(_OPTIMIZER_FILE.search(place) or _OPTIMIZER_LIBRARY.search(file))

@@ -32,6 +32,8 @@ __all__ = ["read_snapshot"]
 MOST_BYTES = 8 * 2**30
 MOST_INFLATION = 200
 """Snapshots shrink to a twentieth; zeros to a thousandth."""
+ALWAYS_BYTES = 2**24
+"""So much is unpacked in any case: what is small has room for accidents."""
 
 _LONG = b"|".join(rb"\x%02x.{%d}" % (length, length) for length in (6, 7, 5, 8, 9, 0, 1, 2, 3, 4))
 _NUMBER = rb"K.|M..|J.{4}|\x8a(?:" + _LONG + rb")"
@@ -40,8 +42,8 @@ _PLAIN = re.compile(
     rb"(?:"
     rb"j.{4}|h.|\x94"  # LONG_BINGET, BINGET, MEMOIZE: most of a snapshot
     rb"|(?:" + _NUMBER + rb")(?:(?:" + _NUMBER + rb")\x86)?"  # BININT..., perhaps two and TUPLE2
-    # MARK, two numbers, TUPLE; then MARK alone, EMPTY_*, SETITEM(S), APPEND(S), NONE, NEWTRUE...
-    rb"|\((?:(?:" + _NUMBER + rb"|" + _TEXT_NUMBER + rb"){2}t)?"
+    # MARK, up to two numbers, TUPLE; then MARK alone, EMPTY_*, SETITEM(S), APPEND(S), NONE, NEWTRUE...
+    rb"|\((?:(?:" + _NUMBER + rb"|" + _TEXT_NUMBER + rb"){0,2}t)?"
     rb"|[}\]ueas)N\x88\x89dl]"
     rb"|q.|G.{8}|\x95.{8}|\x80."  # BINPUT, BINFLOAT, FRAME, PROTO
     rb"|" + _TEXT_NUMBER + rb"|F[-+.0-9a-z]{1,40}\n|V[^\n]*\n|g[0-9]{1,10}\n"  # of protocol 0
@@ -122,7 +124,7 @@ def _read(path: Path) -> bytes:
             data = file.read(MOST_BYTES + 1)
         most = MOST_BYTES
         if data[:2] == b"\x1f\x8b":
-            most = min(most, MOST_INFLATION * len(data))
+            most = min(most, max(MOST_INFLATION * len(data), ALWAYS_BYTES))
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
                 data = packed.read(most + 1)
     except FileNotFoundError:

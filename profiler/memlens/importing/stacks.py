@@ -10,7 +10,8 @@ from memlens.recording.names import Names
 __all__ = ["Frame", "Stacks", "backward_name", "is_python", "job_frame", "short_native"]
 
 MOST_FRAMES = 512
-"""Innermost ones that are kept of a stack; a recursion can have any number."""
+"""Innermost ones that are looked at of a stack; a recursion can have any number."""
+MOST_KEPT_FRAMES = 100
 MOST_NATIVE_FRAMES = 12
 MOST_NAME = 2000
 
@@ -117,15 +118,19 @@ def backward_name(frames: tuple[Frame, ...]) -> str:
     return ""
 
 
+def _native_file(filename: str) -> str:
+    return "C++" if filename in ("", "??") else filename
+
+
 def _write(frames: tuple[Frame, ...], names: Names) -> int:
     """Python's frames; where there are none, those of C++ that tell something."""
-    kept = [frame for frame in frames if is_python(frame)]
+    kept = [frame for frame in frames if is_python(frame)][:MOST_KEPT_FRAMES]
     if not kept:
         native = [f for f in frames if not any(word in f.name for word in _SKIPPED)]
         # What of backward it was stands some frames out, behind kernels and their wrappers.
         begin = next((place for place, f in enumerate(native) if _BACKWARD.search(f.name)), 0)
         kept = [
-            frame._replace(name=short_native(frame.name))
+            Frame(short_native(frame.name), _native_file(frame.filename), frame.line)
             for frame in native[begin : begin + MOST_NATIVE_FRAMES]
         ]
     number = -1

@@ -15,6 +15,7 @@ FOREVER = 2**63 - 1
 _RUNS = {
     Evidence.OPTIMIZER: Evidence.OPTIMIZER,
     Evidence.BACKWARD: Evidence.BACKWARD,
+    Evidence.STEP_IN_BACKWARD: Evidence.BACKWARD,
     Evidence.RECOMPUTE: Evidence.BACKWARD,
     Evidence.FORWARD: Evidence.FORWARD,
     Evidence.ZEROING: None,
@@ -45,8 +46,12 @@ class Stretches:
         self._begins = [begin for begin, _ in self.all]
 
     def __contains__(self, time_ns: int) -> bool:
+        return self.end_of(time_ns) is not None
+
+    def end_of(self, time_ns: int) -> int | None:
+        """When the stretch ends that a moment lies in; None: it lies in none."""
         place = bisect_right(self._begins, time_ns) - 1
-        return place >= 0 and time_ns <= self.all[place][1]
+        return self.all[place][1] if place >= 0 and time_ns <= self.all[place][1] else None
 
 
 def runs_of(made: Iterable[tuple[int, Evidence]], steps: Stretches) -> list[Run]:
@@ -54,14 +59,15 @@ def runs_of(made: Iterable[tuple[int, Evidence]], steps: Stretches) -> list[Run]
 
     Args:
         made: when blocks were made and who asked, in the order of time.
-        steps: when optimizers are known to have stepped. What nobody else claims within is theirs;
-            forwards and backwards within are those of a closure.
+        steps: when optimizers are known to have stepped. What has no stack is theirs then. Forwards and
+            backwards within are those of a closure.
     """
     events: list[tuple[int, Evidence]] = []
     for time_ns, evidence in made:
         if evidence in _RUNS:
-            is_theirs = _RUNS[evidence] is None and time_ns in steps
-            events.append((time_ns, Evidence.OPTIMIZER if is_theirs else evidence))
+            events.append((time_ns, evidence))
+        elif evidence is Evidence.NOTHING and time_ns in steps:
+            events.append((time_ns, Evidence.OPTIMIZER))
     for begin, end in steps.all:
         events += [(begin, Evidence.OPTIMIZER), (end + 1, Evidence.JOB)]
     events.sort(key=lambda event: event[0])
@@ -80,36 +86,30 @@ def runs_of(made: Iterable[tuple[int, Evidence]], steps: Stretches) -> list[Run]
     return runs
 
 
-def step_ends(runs: Sequence[Run], zeroed: Sequence[int]) -> list[int]:
+def step_ends(runs: Sequence[Run], steps: Stretches, zeroed: Sequence[int]) -> list[int]:
     """When training steps ended: with the last optimizer after a backward.
 
     Args:
         runs: what went on when.
-        zeroed: when gradients were given back by `zero_grad`; ends steps where no optimizer was seen,
-            as one that takes no memory is not.
+        steps: when optimizers are known to have stepped; if none is, it is where they allocated.
+        zeroed: when gradients were given back by `zero_grad`, in order; ends steps where no optimizer
+            was seen, as one that takes no memory is not.
     """
+    stepped = [end for _, end in steps.all] or [
+        run.end_ns for run in runs if run.what is Evidence.OPTIMIZER
+    ]
+    backwards = [run.start_ns for run in runs if run.what is Evidence.BACKWARD]
     ends: list[int] = []
-    is_due, is_last = True, False
-    for run in runs:
-        if run.what is Evidence.OPTIMIZER:
-            if run.end_ns == FOREVER:
-                break
-            if is_due:
-                ends.append(run.end_ns)
-            elif is_last:  # another optimizer, of the same step
-                ends[-1] = run.end_ns
-            is_due, is_last = False, True
-        else:
-            is_last = False
-            is_due = is_due or run.what is Evidence.BACKWARD
-    if ends or any(run.what is Evidence.OPTIMIZER for run in runs):
-        return ends
-    backwards = [run.end_ns for run in runs if run.what is Evidence.BACKWARD]
-    for time_ns in zeroed:
-        count = bisect_right(backwards, time_ns)
-        if count > 0:
-            ends.append(time_ns)
-            del backwards[:count]
+    seen = -1
+    for end in stepped or zeroed:
+        count = bisect_right(backwards, end)
+        if end == FOREVER:
+            break
+        if stepped and count == seen:  # another optimizer, of the same step
+            ends[-1] = end
+        elif count > max(seen, 0) or (stepped and seen < 0):
+            ends.append(end)
+            seen = count
     return ends
 
 
@@ -119,6 +119,7 @@ class Timeline:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
         self._starts = [run.start_ns for run in runs]
+        self._first = {run.what: run for run in reversed(runs)}
 
     def at(self, time_ns: int) -> Run | None:
         """The run that a moment lies in."""
@@ -129,3 +130,11 @@ class Timeline:
         """The next one to begin."""
         place = bisect_right(self._starts, time_ns)
         return self.runs[place] if place < len(self.runs) else None
+
+    def first(self, what: Evidence) -> Run | None:
+        """The first run of a kind."""
+        return self._first.get(what)
+
+    def is_repeated(self, run: Run) -> bool:
+        """Whether there is a later run of the same kind."""
+        return any(each.what is run.what and each.start_ns > run.start_ns for each in self.runs)

@@ -231,4 +231,4 @@ def _coverage_warnings(rank: RankCapture) -> list[str]:
 
 def command_line(info: RunInfo) -> str:
     """The job's command line as one would type it; says so when there is none."""
-    return shlex.join(info.command) if info.command else "(recorded from code)"
+    return shlex.join(info.command) if info.command else "(no command line is known)"
