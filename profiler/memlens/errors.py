@@ -6,7 +6,8 @@
     │   └── OutputExistsError    the output folder is already there
     ├── CaptureError             a run folder cannot be read: not ours, damaged, other version (2)
     ├── MissingDependencyError   an optional package is needed; the text names the install line (2)
-    └── SourceError              this machine or process cannot record what was asked (1)
+    ├── SourceError              this machine or process cannot record what was asked (1)
+    └── SimulationError          the job's memory cannot be told without data (1)
 
 Each text says what happened, why, and the way out. The command line prints it in one line.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "MissingDependencyError",
     "OutputExistsError",
     "SessionActiveError",
+    "SimulationError",
     "SourceError",
     "UsageError",
 ]
@@ -69,3 +71,7 @@ class MissingDependencyError(MemlensError):
 
 class SourceError(MemlensError):
     """This machine or process cannot record what was asked."""
+
+
+class SimulationError(MemlensError):
+    """A job does something whose memory cannot be told without data."""

@@ -13,7 +13,7 @@ from memlens.errors import UsageError
 __all__ = ["DEFAULT_STACK_DEPTH", "Options", "is_disabled", "parse_steps"]
 
 DEFAULT_STACK_DEPTH = 32
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "simulated")
 _WAY_OUT = {
     "cuda": "all CUDA devices that a process uses are recorded: 'cuda', without a number",
     "hip": "AMD's GPUs are 'cuda' in torch's ROCm build",
@@ -43,7 +43,8 @@ class Options:
     stack_depth: int = DEFAULT_STACK_DEPTH
     """Innermost Python frames kept per allocation."""
     device: str = "auto"
-    """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one."""
+    """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one. `memlens plan`
+    takes `simulated`."""
     oom_only: bool = False
     """Write nothing to disk unless a request for CUDA memory fails."""
     disabled: bool = False
@@ -54,7 +55,7 @@ class Options:
         if self.device not in DEVICES:
             way_out = _WAY_OUT.get(self.device.partition(":")[0].lower(), "")
             raise UsageError(
-                f"device {self.device!r} can not be recorded, only {', '.join(DEVICES)}"
+                f"device {self.device!r} can not be recorded, only {', '.join(DEVICES[:3])}"
                 + (f"; {way_out}" if way_out else "")
             )
         if self.stack_depth < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,10 @@ from memlens.attribution.segments import PHASES, Segments
 from memlens.disk.format import codes
 from memlens.disk.reader import RankData
 from memlens.events import Category, Certainty, WeightKind
+
+if TYPE_CHECKING:
+    from memlens.allocator.replay import Replayed
+    from memlens.allocator.settings import AllocatorSettings
 
 __all__ = ["RankCapture"]
 
@@ -312,6 +316,29 @@ class RankCapture:
                 ).dictionary_encode(),
             }
         )
+
+    def replayed(
+        self, settings: AllocatorSettings | None = None, capacity_bytes: int | None = None
+    ) -> Replayed:
+        """What the model of CUDA's allocator makes of this rank's requests.
+
+        Args:
+            settings: of the allocator; None: as they were recorded.
+            capacity_bytes: what the device has for it; None: enough.
+        """
+        from memlens.allocator.replay import replay
+
+        return replay(self._history.told, self._history.settings, settings, capacity_bytes)
+
+    def block_of(self, event: int) -> Allocation:
+        """The block that an event of a replay allocates.
+
+        Args:
+            event: as `memlens.allocator.replay.Shortage` counts.
+        """
+        row = int(np.flatnonzero(~self._history.is_census)[event])
+        position = int(np.searchsorted(self.blocks.row, row))
+        return self._allocation(int(np.flatnonzero(self.blocks.first == position)[0]))
 
     # -- helpers -------------------------------------------------------------------------------
 

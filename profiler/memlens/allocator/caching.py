@@ -102,7 +102,8 @@ class CachingAllocator:
         self._place = place
         self._next_address = first_address
         self._clock = clock or count().__next__
-        self._keep = max_entries != 0
+        self.keeps_history = max_entries != 0
+        """Entries are added; false costs nothing."""
         settings = self.settings
         self._by_age = settings.garbage_collection_threshold > 0 and capacity_bytes is not None
         self._is_plain = max(settings.roundup_power2_divisions) <= 1
@@ -146,7 +147,7 @@ class CachingAllocator:
             self.peak_allocated_bytes = self.allocated_bytes
         if self.active_bytes > self.peak_active_bytes:
             self.peak_active_bytes = self.active_bytes
-        if self._keep:
+        if self.keeps_history:
             self._record("alloc", block.address, requested_bytes, stream)
         return block.address
 
@@ -162,7 +163,7 @@ class CachingAllocator:
             return
         block = self._used(address)
         self.allocated_bytes -= block.size
-        if self._keep:
+        if self.keeps_history:
             self._record("free_requested", address, block.requested, block.stream)
         if block.users:
             block.state = PENDING
@@ -273,7 +274,7 @@ class CachingAllocator:
 
     def _finish(self, block: Block) -> None:
         """A block can be used again (`free_block`)."""
-        if self._keep:
+        if self.keeps_history:
             self._record("free_completed", block.address, block.requested, block.stream)
         del self.blocks[block.address]
         self.active_bytes -= block.size
@@ -312,7 +313,7 @@ class CachingAllocator:
             self.out_of_memories += 1
             # The entry's address is what the device has free.
             left = (self.capacity_bytes or 0) - self.reserved_bytes
-            if self._keep:
+            if self.keeps_history:
                 self._record("oom", left, size, stream)
             raise OutOfDeviceMemory(size, self.reserved_bytes, self.allocated_bytes)
         return block
@@ -326,7 +327,7 @@ class CachingAllocator:
             return self._expand(pool, size, stream)
         block = Block(self._address(taken, stream), taken, stream, pool)
         self._reserve(taken)
-        if self._keep:
+        if self.keeps_history:
             self._record("segment_alloc", block.address, taken, stream)
         return block
 
@@ -366,7 +367,7 @@ class CachingAllocator:
         if mapped is None:
             return False
         self._reserve(mapped[1])
-        if self._keep:
+        if self.keeps_history:
             self._record("segment_map", *mapped, block.stream)
         return True
 
@@ -375,7 +376,7 @@ class CachingAllocator:
         if unmapped is None:
             return
         self.reserved_bytes -= unmapped[1]
-        if self._keep:
+        if self.keeps_history:
             self._record("segment_unmap", *unmapped, block.stream)
         if block.is_whole:
             del block.pool.unmapped[block.address]
@@ -384,7 +385,7 @@ class CachingAllocator:
         """Give a segment back (`release_block`)."""
         block.pool.remove(block)
         self.reserved_bytes -= block.size
-        if self._keep:
+        if self.keeps_history:
             self._record("segment_free", block.address, block.size, block.stream)
 
     def _collect_garbage(self) -> None:

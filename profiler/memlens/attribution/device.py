@@ -17,6 +17,7 @@ from memlens.events import Action, MarkKind
 
 if TYPE_CHECKING:
     from memlens.allocator.follow import Followed
+    from memlens.allocator.settings import AllocatorSettings
 
 __all__ = ["DeviceHistory"]
 
@@ -24,6 +25,7 @@ Array = npt.NDArray[Any]
 _MARK = codes(MarkKind)
 _ACTION = codes(Action)
 _BEGINS = [_ACTION["alloc"], _ACTION["census"]]
+_CENSUS = [_ACTION["census"], _ACTION["segment_census"]]
 
 
 class DeviceHistory:
@@ -44,7 +46,7 @@ class DeviceHistory:
         return np.sort(marks["time_ns"][marks["kind"] == _MARK[kind]])
 
     @cached_property
-    def _told(self) -> dict[str, Array]:
+    def told(self) -> dict[str, Array]:
         """The device's events in the order of time, as they were recorded."""
         mine = np.flatnonzero(self.data.events["device"] == self.device)
         mine = mine[np.argsort(self.data.events["time_ns"][mine], kind="stable")]
@@ -53,23 +55,32 @@ class DeviceHistory:
     @cached_property
     def followed(self) -> Followed | None:
         """What the allocator did, where it tells only what it was asked for; None: it tells all."""
-        told = self._told
+        told = self.told
         begins = np.isin(told["action"], _BEGINS)
         if not np.any(begins & (told["allocated_bytes"] == 0) & (told["requested_bytes"] > 0)):
             return None
         from memlens.allocator.follow import follow
+
+        return follow(told, self.settings)
+
+    @property
+    def settings(self) -> AllocatorSettings:
+        """Of the allocator, as they were recorded."""
         from memlens.allocator.settings import AllocatorSettings
 
-        return follow(
-            told, AllocatorSettings.from_snapshot(self.data.header.get("allocator") or {})
-        )
+        return AllocatorSettings.from_snapshot(self.data.header.get("allocator") or {})
+
+    @property
+    def is_census(self) -> Array:
+        """Which of `told` say what was there when recording began."""
+        return np.isin(self.told["action"], _CENSUS)
 
     @cached_property
     def events(self) -> dict[str, Array]:
         """The events, with what the allocator set aside for each."""
         if self.followed is None:
-            return self._told
-        return {**self._told, "allocated_bytes": self.followed.allocated_bytes}
+            return self.told
+        return {**self.told, "allocated_bytes": self.followed.allocated_bytes}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -101,7 +112,7 @@ class DeviceHistory:
         if self.reserved is None:
             return None
         if time_ns is not None:
-            row = int(np.searchsorted(self._told["time_ns"], time_ns, side="right")) - 1
+            row = int(np.searchsorted(self.told["time_ns"], time_ns, side="right")) - 1
         else:
             row = int(self.blocks.row[event]) if event >= 0 else -1
         return int(self.reserved[row]) if row >= 0 else 0
@@ -114,7 +125,7 @@ class DeviceHistory:
     @cached_property
     def reserved(self) -> Array | None:
         """Bytes taken from the device after each event, of segments or blocks."""
-        action, size = self._told["action"], self._told["allocated_bytes"]
+        action, size = self.told["action"], self.told["allocated_bytes"]
         grows = np.isin(
             action, [_ACTION[name] for name in ("segment_census", "segment_alloc", "segment_map")]
         )

@@ -27,6 +27,10 @@ class Gpu:
     total_bytes: int
     """As its driver reports it; by up to 7 % more or less than on the box."""
     source: str = ""
+    capability: tuple[int, int] = (8, 0)
+    """Compute capability, by which PyTorch chooses kernels (for AMD, what a ROCm build reports)."""
+    multi_processors: int = 108
+    """Streaming multiprocessors (compute units), by which some kernels choose their buffers."""
 
     @property
     def usable_bytes(self) -> int:
@@ -41,33 +45,33 @@ _AMD = "VRAM total of rocm-smi"
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("T4", 15360 * _MIB, _NVIDIA_ECC),
-        Gpu("V100 16GB", 16160 * _MIB, _NVIDIA),
-        Gpu("V100 32GB", 32510 * _MIB, _NVIDIA),
-        Gpu("RTX 3060", 12288 * _MIB, _NVIDIA),
-        Gpu("RTX 3090", 24576 * _MIB, _NVIDIA),
-        Gpu("RTX 4060 Ti 16GB", 16380 * _MIB, _NVIDIA),
-        Gpu("RTX 4070", 12282 * _MIB, _NVIDIA),
-        Gpu("RTX 4080", 16376 * _MIB, _NVIDIA),
-        Gpu("RTX 4090", 24564 * _MIB, _NVIDIA),
-        Gpu("RTX 5080", 16303 * _MIB, _NVIDIA),
-        Gpu("RTX 5090", 32607 * _MIB, _NVIDIA),
-        Gpu("RTX A6000", 49140 * _MIB, _NVIDIA),
-        Gpu("RTX 6000 Ada", 49140 * _MIB, _NVIDIA),
-        Gpu("A10", 23028 * _MIB, _NVIDIA_ECC),
-        Gpu("A40", 46068 * _MIB, _NVIDIA_ECC),
-        Gpu("L4", 23034 * _MIB, _NVIDIA_ECC),
-        Gpu("L40S", 46068 * _MIB, _NVIDIA_ECC),
-        Gpu("A100 40GB", 40960 * _MIB, _NVIDIA),
-        Gpu("A100 80GB", 81920 * _MIB, _NVIDIA),
-        Gpu("H100 80GB", 81559 * _MIB, _NVIDIA),
-        Gpu("H100 NVL", 95830 * _MIB, _NVIDIA),
-        Gpu("H200", 143771 * _MIB, _NVIDIA),
-        Gpu("B200", 183359 * _MIB, _NVIDIA),
+        Gpu("T4", 15360 * _MIB, _NVIDIA_ECC, (7, 5), 40),
+        Gpu("V100 16GB", 16160 * _MIB, _NVIDIA, (7, 0), 80),
+        Gpu("V100 32GB", 32510 * _MIB, _NVIDIA, (7, 0), 80),
+        Gpu("RTX 3060", 12288 * _MIB, _NVIDIA, (8, 6), 28),
+        Gpu("RTX 3090", 24576 * _MIB, _NVIDIA, (8, 6), 82),
+        Gpu("RTX 4060 Ti 16GB", 16380 * _MIB, _NVIDIA, (8, 9), 34),
+        Gpu("RTX 4070", 12282 * _MIB, _NVIDIA, (8, 9), 46),
+        Gpu("RTX 4080", 16376 * _MIB, _NVIDIA, (8, 9), 76),
+        Gpu("RTX 4090", 24564 * _MIB, _NVIDIA, (8, 9), 128),
+        Gpu("RTX 5080", 16303 * _MIB, _NVIDIA, (12, 0), 84),
+        Gpu("RTX 5090", 32607 * _MIB, _NVIDIA, (12, 0), 170),
+        Gpu("RTX A6000", 49140 * _MIB, _NVIDIA, (8, 6), 84),
+        Gpu("RTX 6000 Ada", 49140 * _MIB, _NVIDIA, (8, 9), 142),
+        Gpu("A10", 23028 * _MIB, _NVIDIA_ECC, (8, 6), 72),
+        Gpu("A40", 46068 * _MIB, _NVIDIA_ECC, (8, 6), 84),
+        Gpu("L4", 23034 * _MIB, _NVIDIA_ECC, (8, 9), 58),
+        Gpu("L40S", 46068 * _MIB, _NVIDIA_ECC, (8, 9), 142),
+        Gpu("A100 40GB", 40960 * _MIB, _NVIDIA, (8, 0), 108),
+        Gpu("A100 80GB", 81920 * _MIB, _NVIDIA, (8, 0), 108),
+        Gpu("H100 80GB", 81559 * _MIB, _NVIDIA, (9, 0), 132),
+        Gpu("H100 NVL", 95830 * _MIB, _NVIDIA, (9, 0), 132),
+        Gpu("H200", 143771 * _MIB, _NVIDIA, (9, 0), 132),
+        Gpu("B200", 183359 * _MIB, _NVIDIA, (10, 0), 148),
         # Two devices of this size on one board; a training sees each as a card.
-        Gpu("MI250X GCD", 65520 * _MIB, _AMD),
-        Gpu("MI300X", 196592 * _MIB, _AMD),
-        Gpu("MI325X", 262128 * _MIB, _AMD),
+        Gpu("MI250X GCD", 65520 * _MIB, _AMD, (9, 0), 110),
+        Gpu("MI300X", 196592 * _MIB, _AMD, (9, 4), 304),
+        Gpu("MI325X", 262128 * _MIB, _AMD, (9, 4), 304),
     )
 }
 

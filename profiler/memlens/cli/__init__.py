@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "diff": Entry(
         "memlens.cli.diff:command", "Compare two runs, down to module and allocation site."
     ),
+    "plan": Entry("memlens.cli.plan:command", "Say what a job needs on a GPU, without one."),
     "optimizers": Entry(
         "memlens.cli.optimizers:command", "List the optimizers, and what they cost."
     ),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
 
-__all__ = ["command", "split_names"]
+__all__ = ["command", "compared_job", "split_names"]
 
 DEFAULT = ("adamw", "adamw-fused", "adamw-r", "adamw8bit", "adafactor", "lion")
 """What is tried when nobody says what."""
@@ -118,7 +118,7 @@ def command(
 
     limits = tuple(parse_capacity(text) for text in capacities)
     variants = _variants(optimizers or DEFAULT, baseline, no_retain_grad)
-    job = _job(words, ctx.meta["memlens.literal"], model)
+    job = compared_job(words, ctx.meta["memlens.literal"], model)
     trials = trials_of(job, variants)
     names = [trial.name for trial in trials]
     folder = (out or Path(DEFAULT_FOLDER, f"compare-{job.name}")).absolute()
@@ -174,7 +174,19 @@ def _variants(texts: Any, baseline: str | None, no_retain_grad: bool) -> list[Va
     return variants
 
 
-def _job(words: tuple[str, ...], literal: list[str] | None, model: str | None) -> ComparedJob:
+def compared_job(
+    words: tuple[str, ...], literal: list[str] | None, model: str | None
+) -> ComparedJob:
+    """From the words of a command line to the job.
+
+    Args:
+        words: what is not an option of ours.
+        literal: what stood behind `--`; None: nothing.
+        model: of the built-in job; None: there is a script.
+
+    Raises:
+        UsageError: there is no such job.
+    """
     from memlens.comparing.job import ComparedJob
     from memlens.launch.command import parse_job
 

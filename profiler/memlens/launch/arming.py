@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.util
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
@@ -20,14 +21,19 @@ from memlens.recording.session import Session, current_session
 __all__ = ["Arm", "start_session"]
 
 
-def start_session(run: Path, *, wait: bool) -> None:
+def start_session(
+    run: Path, *, wait: bool, on_step: Callable[[int], None] | None = None
+) -> None:
     """Start the session of this process, and say at its end where the capture is.
 
     Args:
         run: the run's folder.
         wait: hold everything in memory until the process turns out to train a model.
+        on_step: called with the number of each training step that begins, but the first.
     """
-    session = Session(Options.from_environment(), run=run, wait=wait, on_close=_announce)
+    session = Session(
+        Options.from_environment(), run=run, wait=wait, on_close=_announce, on_step=on_step
+    )
     session.start()
     # Children of multiprocessing end without atexit. They have a list of their own for that, which
     # they clear when they begin to work; by then a script with a model has been imported.

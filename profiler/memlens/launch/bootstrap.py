@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from memlens.launch.environment import MAIN_PID, RUN, VARIANT, VARIANT_OUT
+from memlens.launch.environment import MAIN_PID, PLAN, RUN, VARIANT, VARIANT_OUT
 from memlens.options import is_disabled
 
 __all__ = ["begin"]
@@ -89,6 +89,11 @@ def _start() -> None:
     from memlens.recording.identity import is_multiprocessing_child
 
     run = Path(os.environ[RUN])
+    on_step = None
+    if plan := os.environ.get(PLAN):
+        from memlens.simulation.begin import begin_planned
+
+        on_step = begin_planned(plan, run)
     if variant := os.environ.get(VARIANT):
         from memlens.variants.stand_in import begin as stand_in
 
@@ -99,6 +104,6 @@ def _start() -> None:
         # thread that trains which is to be recorded, not the one that happened to import torch.
         Arm(run).install()
     else:
-        start_session(run, wait=not main)
+        start_session(run, wait=not main, on_step=on_step)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: Arm(run).install())

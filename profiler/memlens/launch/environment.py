@@ -8,12 +8,13 @@ from pathlib import Path
 
 from memlens.options import Options
 
-__all__ = ["MAIN_PID", "RUN", "VARIABLES", "VARIANT", "VARIANT_OUT", "job_environment"]
+__all__ = ["MAIN_PID", "PLAN", "RUN", "VARIABLES", "VARIANT", "VARIANT_OUT", "job_environment"]
 
 RUN = "MEMLENS_RUN"
 MAIN_PID = "MEMLENS_MAIN_PID"
 VARIANT = "MEMLENS_VARIANT"
 VARIANT_OUT = "MEMLENS_VARIANT_OUT"
+PLAN = "MEMLENS_PLAN"
 
 VARIABLES = {
     "MEMLENS_OUT": "output folder, as --out",
@@ -28,6 +29,7 @@ VARIABLES = {
     "MEMLENS_RUN": "set for the job: the run's folder",
     "MEMLENS_MAIN_PID": "set for the job: the process that is recorded from its first line on",
     "MEMLENS_VARIANT": "set by `memlens compare`: the optimizer that takes the place of the job's",
+    "MEMLENS_PLAN": "set by `memlens plan`: the card to simulate, and where to stop",
     "MEMLENS_VARIANT_OUT": "set by `memlens compare`: where processes say what they replaced",
 }
 """What `memlens run --help` lists."""

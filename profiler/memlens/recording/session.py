@@ -68,6 +68,7 @@ class Session:
         model: models to name first; others are found without help.
         optimizer: optimizers to know from the start; others are found without help.
         on_close: called when the capture is complete.
+        on_step: called with the number of each training step that begins, but the first.
 
     Raises:
         SessionActiveError: another session records in this process (from `start`).
@@ -84,7 +85,9 @@ class Session:
         model: torch.nn.Module | Iterable[torch.nn.Module] | None = None,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         on_close: Callable[[Session], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
+        self._after_step = on_step
         self._on_close = on_close
         self._options = options
         self._run = run
@@ -165,6 +168,8 @@ class Session:
         inputs = InputObserver(recorder, parameters)
         modules.on_root += [inputs.on_root, self._on_root]
         optimizers.on_step.append(self._on_step)
+        if self._after_step is not None:
+            optimizers.on_step.append(self._after_step)
         backward = BackwardObserver(recorder, parameters)
         backward.on_exit.append(optimizers.after_backward)
         heartbeat = Heartbeat(recorder)

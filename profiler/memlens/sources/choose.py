@@ -16,13 +16,16 @@ def make_source(device: str, names: Names, *, stack_depth: int) -> Source:
     """The source for a kind of device.
 
     Args:
-        device: `cpu`, `cuda`, or `auto`: CUDA where there is a device.
+        device: `cpu`, `cuda`, `auto` (CUDA where there is a device), or `simulated`, in a process that
+            `memlens plan` has started.
         names: where stack frames are numbered.
         stack_depth: how many innermost Python frames to keep; 0 records no stacks.
 
     Raises:
         SourceError: it can not be recorded here.
     """
+    if device == "simulated":
+        return _simulated(names, stack_depth)
     if device == "auto":
         device = "cpu" if cuda_problem() else "cuda"
     if device == "cpu":
@@ -31,6 +34,16 @@ def make_source(device: str, names: Names, *, stack_depth: int) -> Source:
     if problem:
         raise SourceError(f"cannot record CUDA memory: {problem}; --device cpu records the CPU's")
     return CudaSource(names, stack_depth=stack_depth, history=AllocatorHistory())
+
+
+def _simulated(names: Names, stack_depth: int) -> Source:
+    from memlens.simulation.process import current_simulation
+    from memlens.sources.simulated import SimulatedSource
+
+    simulated = current_simulation()
+    if simulated is None:
+        raise SourceError("nothing simulates a device in this process; use memlens plan")
+    return SimulatedSource(names, stack_depth=stack_depth, simulated=simulated)
 
 
 def cuda_problem() -> str | None:

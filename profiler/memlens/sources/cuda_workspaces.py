@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-__all__ = ["workspace_bytes"]
+__all__ = ["default_workspace_bytes", "workspace_bytes"]
 
 # parseChosenWorkspaceSize and _parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp: one
 # workspace per handle and stream, taken from the caching allocator at the first matrix product, and kept.
@@ -30,3 +30,11 @@ def workspace_bytes(environment: Mapping[str, str]) -> list[int]:
     if lt.isdecimal():
         sizes.add(int(lt) * 1024)
     return sorted(sizes - {0})
+
+
+def default_workspace_bytes(environment: Mapping[str, str], capability: tuple[int, int]) -> int:
+    """How large the workspace of one stream is, on a card of some compute capability."""
+    pairs = re.findall(r":([0-9]+):([0-9]+)", environment.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    if pairs:
+        return sum(int(size) * int(count) for size, count in pairs) * 1024
+    return HOPPER_BYTES if capability[0] in (9, 10) else OTHER_BYTES

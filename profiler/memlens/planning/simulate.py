@@ -1,0 +1,109 @@
+"""Runs a job in a process of its own in which CUDA is simulated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from memlens.catalogue.gpus import Gpu
+from memlens.comparing.job import ComparedJob
+from memlens.comparing.results import Result, Status
+from memlens.comparing.trial import run_trial
+from memlens.errors import SimulationError
+from memlens.launch.environment import PLAN
+
+__all__ = ["DEFAULT_GPU", "STEPS", "outcome_notes", "simulate", "simulation_settings"]
+
+DEFAULT_GPU = "A100 80GB"
+"""What is simulated when nobody says what; it matters for what a job asks of its device."""
+STEPS = 3
+"""The first makes the optimizer's state, the second has it all along, the third shows that it stays so."""
+
+
+def simulation_settings(gpu: Gpu, steps: int, allocator: str | None = None) -> dict[str, str]:
+    """Environment variables for a process that simulates.
+
+    Args:
+        gpu: the card.
+        steps: the job ends after so many training steps.
+        allocator: settings as in PYTORCH_CUDA_ALLOC_CONF; None: those of this process.
+    """
+    plan = {
+        "name": gpu.name,
+        "total_bytes": gpu.total_bytes,
+        "major": gpu.capability[0],
+        "minor": gpu.capability[1],
+        "multi_processors": gpu.multi_processors,
+        "steps": steps,
+    }
+    settings = {PLAN: json.dumps(plan)}
+    if allocator is not None:
+        settings["PYTORCH_CUDA_ALLOC_CONF"] = allocator
+    return settings
+
+
+def simulate(
+    job: ComparedJob,
+    gpu: Gpu,
+    folder: Path,
+    *,
+    name: str = "as-is",
+    stand_in: str | None = None,
+    steps: int = STEPS,
+    allocator: str | None = None,
+    options: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Simulate a job.
+
+    Args:
+        job: what to run.
+        gpu: the card; its memory is no limit, see `memlens.planning.verdict.judge`.
+        folder: new and empty; gets the capture, the job's output, and its notes.
+        name: of the variant.
+        stand_in: the optimizer that takes the place of the job's, for `parse_variant`; None: its own.
+        steps: the job ends after so many training steps.
+        allocator: settings as in PYTORCH_CUDA_ALLOC_CONF; None: those of this process.
+        options: for `memlens run`, beside the device.
+        tell: called with the last line of the job's output, every now and then.
+
+    Returns:
+        What the run showed; its notes say what was not done as the job has it.
+
+    Raises:
+        SimulationError: the job does something that cannot be simulated.
+    """
+    environment = simulation_settings(gpu, steps, allocator)
+    with _environment(environment):
+        result = run_trial(job, name, stand_in, folder, ("--device", "simulated", *options), tell)
+    notes, error = outcome_notes(Path(result.run)) if result.run else ((), "")
+    if error:
+        raise SimulationError(error)
+    if result.status is Status.OK:
+        return replace(result, notes=(*result.notes, *notes))
+    return result
+
+
+def outcome_notes(run: Path) -> tuple[tuple[str, ...], str]:
+    """What the processes of a simulation noted, and what ended it (empty: nothing)."""
+    found = [json.loads(path.read_text()) for path in sorted(run.glob("simulation-*.json"))]
+    notes = tuple(dict.fromkeys(note for each in found for note in each["notes"]))
+    return notes, next((each["error"] for each in found if each["error"]), "")
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,1 @@
+"""Runs a training on tensors without data, on a CUDA device that is not there."""

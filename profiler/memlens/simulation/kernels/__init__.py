@@ -1,0 +1,1 @@
+"""Where CUDA kernels differ from what their operators return."""

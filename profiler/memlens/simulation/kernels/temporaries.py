@@ -1,0 +1,2 @@
+def temporaries(func, args, kwargs, outputs):
+    return ()

@@ -1,0 +1,108 @@
+"""The simulated device's memory: each storage without data is a block of the modelled allocator."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from time import time_ns
+from typing import Any
+
+import torch
+
+from memlens.allocator.caching import CachingAllocator
+from memlens.allocator.settings import AllocatorSettings
+from memlens.sources.base import Block
+from memlens.sources.cuda_trace import blocks_of
+
+__all__ = ["DeviceMemory"]
+
+
+class DeviceMemory:
+    """What lies where on the device.
+
+    A storage is given an address when an operator has made it, and its block is given back when the
+    storage is gone: torch keeps the Python object of a storage for as long as the storage itself.
+
+    Args:
+        settings: of the allocator, as PYTORCH_CUDA_ALLOC_CONF has them.
+        total_bytes: what the device has in all; only queries are answered by it, requests never fail:
+            where they would have is worked out afterwards.
+    """
+
+    def __init__(self, settings: AllocatorSettings, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.allocator = CachingAllocator(settings, clock=time_ns)
+        self.allocator.keeps_history = False
+        self.stream = 0
+        """Number of the current stream."""
+        self.stack: Callable[[], int] | None = None
+        """Numbers the Python stack that allocates; None: nobody wants to know."""
+        self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._workspaces: dict[int, int] = {}
+
+    # -- storages ------------------------------------------------------------------------------
+
+    def take(self, storage: torch.UntypedStorage) -> None:
+        """Give a storage its block, unless it has one."""
+        key = storage._cdata
+        if key in self._held:
+            return
+        size_bytes = storage.nbytes()
+        address = self.malloc(size_bytes)
+
+        def gone(_: object) -> None:
+            del self._held[key]
+            self.allocator.free(address)
+
+        self._held[key] = (weakref.ref(storage, gone), address)
+
+    def resize(self, storage: torch.UntypedStorage) -> None:
+        """A storage has been resized: it has another block now, and the old one is given back."""
+        held = self._held.pop(storage._cdata, None)
+        if held is None:
+            return
+        self.take(storage)
+        self.allocator.free(held[1])
+
+    def address(self, storage: torch.UntypedStorage) -> int:
+        """Where a storage lies; 0: nowhere on this device."""
+        held = self._held.get(storage._cdata)
+        return 0 if held is None else held[1]
+
+    def record_stream(self, storage: torch.UntypedStorage, stream: int) -> None:
+        """Another stream uses a storage."""
+        address = self.address(storage)
+        if address:
+            self.allocator.record_stream(address, stream)
+
+    # -- blocks that no tensor holds -----------------------------------------------------------
+
+    def malloc(self, size_bytes: int) -> int:
+        """Hand out a block on the current stream."""
+        allocator = self.allocator
+        if allocator.pending:
+            # The other streams are never behind: how far they overlap is not modelled.
+            allocator.synchronize()
+        if self.stack is not None:
+            allocator.frames = self.stack()  # type: ignore[assignment]
+        return allocator.malloc(size_bytes, self.stream)
+
+    def pass_through(self, sizes: Sequence[int]) -> None:
+        """A kernel's temporaries: all alive together, and gone when it returns."""
+        for address in [self.malloc(size) for size in sizes]:
+            self.allocator.free(address)
+
+    def workspace(self, size_bytes: int) -> None:
+        """A library's workspace: one per stream, made when first needed, and kept."""
+        if size_bytes and self.stream not in self._workspaces:
+            self._workspaces[self.stream] = self.malloc(size_bytes)
+
+    def drop_workspaces(self) -> None:
+        """As `torch._C._cuda_clearCublasWorkspaces`."""
+        for address in self._workspaces.values():
+            self.allocator.free(address)
+        self._workspaces.clear()
+
+    def blocks(self) -> list[Block]:
+        """Everything that the allocator holds, as a census."""
+        return blocks_of(self.allocator.snapshot()["segments"])

@@ -1,0 +1,69 @@
+"""What a simulation cannot know, and where in the job that was: errors and notes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import memlens
+from memlens.errors import SimulationError
+
+__all__ = ["Notes", "job_line", "refuse"]
+
+_LIBRARIES = tuple(
+    str(Path(module.__file__).parent) + os.sep for module in (torch, memlens) if module.__file__
+)
+
+
+def job_line() -> str:
+    """`train.py:43`: the innermost line that is neither torch's nor ours; a library's if there is no other."""
+    frame: Any = sys._getframe(1)
+    first = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
+            line = f"{_short(file)}:{frame.f_lineno}"
+            if f"{os.sep}site-packages{os.sep}" not in file:
+                return line if not first else f"{line} (in {first})"
+            first = first or line
+        frame = frame.f_back
+    return first or "a place without a line"
+
+
+def _short(file: str) -> str:
+    _, found, rest = file.rpartition(f"{os.sep}site-packages{os.sep}")
+    if found:
+        return rest
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except ValueError:
+        return file
+
+
+class Notes:
+    """Sentences about what was not done as the job has it, each with the first line that asked for it."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        """What it was, and where it was first."""
+        self.error = ""
+        """What ended the simulation, in one line; empty: nothing."""
+
+    def add(self, what: str) -> None:
+        """Note something; only its first place is kept."""
+        if what not in self.texts:
+            self.texts[what] = job_line()
+
+    def sentences(self) -> list[str]:
+        """All, in the order in which they came."""
+        return [f"{what} ({where})" for what, where in self.texts.items()]
+
+
+def refuse(notes: Notes, operation: str, why: str, way_out: str) -> SimulationError:
+    """An error that names an operation, its line in the job, and the way out."""
+    notes.error = f"{operation} at {job_line()}: {why}; {way_out}"
+    return SimulationError(notes.error)

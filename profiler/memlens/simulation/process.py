@@ -1,0 +1,64 @@
+"""Makes this process one in which `cuda` is simulated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from memlens.allocator.settings import AllocatorSettings
+from memlens.simulation.backend import register_accelerator
+from memlens.simulation.cuda_api import Card, install_cuda
+from memlens.simulation.disguise import disguise_tensors, replace_kernels
+from memlens.simulation.dispatch import Simulation
+from memlens.simulation.host import install_host
+from memlens.simulation.memory import DeviceMemory
+from memlens.simulation.problems import Notes
+from memlens.sources.cuda_workspaces import default_workspace_bytes
+
+__all__ = ["Simulated", "begin_simulation", "current_simulation"]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated process has."""
+
+    memory: DeviceMemory
+    notes: Notes
+    settings: dict[str, Any]
+    """Of the allocator, as a real one's snapshot has them."""
+    card: Card
+
+
+_current: Simulated | None = None
+
+
+def current_simulation() -> Simulated | None:
+    """What simulates this process; None: nothing does."""
+    return _current
+
+
+def begin_simulation(card: Card) -> Simulated:
+    """From here on, on this thread, tensors have no data. There is no way back.
+
+    Args:
+        card: what `cuda` is to be.
+    """
+    global _current
+    if _current is not None:
+        return _current
+    settings = AllocatorSettings.from_text(
+        os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    )
+    memory = DeviceMemory(settings, card.total_memory)
+    notes = Notes()
+    register_accelerator()
+    capability = (card.major, card.minor)
+    simulation = Simulation(memory, notes, default_workspace_bytes(os.environ, capability))
+    install_cuda(memory, card)
+    install_host(simulation)
+    disguise_tensors(simulation)
+    replace_kernels()
+    simulation.__enter__()
+    _current = Simulated(memory, notes, settings.to_snapshot(), card)
+    return _current
