@@ -13,4 +13,5 @@ ADAPTERS: dict[str, str] = {
     "bitsandbytes": "memlens_integrations.bitsandbytes:BitsAndBytesAdapter",
     "ddp": "memlens_integrations.ddp:DistributedDataParallelAdapter",
     "peft": "memlens_integrations.peft:PeftAdapter",
+    "torchao": "memlens_integrations.torchao_adapter:TorchAOAdapter",
 }

@@ -20,6 +20,7 @@ __all__ = [
     "Adapter",
     "Adapters",
     "GaugeAdapter",
+    "SimulationAdapter",
     "WeightAdapter",
     "WeightAdapters",
     "load_adapters",
@@ -64,6 +65,18 @@ class GaugeAdapter(Adapter, Protocol):
         """(what, device or empty, bytes) as of now; asked about once a second."""
 
 
+@runtime_checkable
+class SimulationAdapter(Adapter, Protocol):
+    """Knows what it takes to run its library where CUDA is simulated and tensors have no data."""
+
+    def simulate(self) -> None:
+        """Make ready a process that simulates, for good.
+
+        Called once, when nothing but torch has been imported: `library` most likely has not.
+        `memlens.simulation.imports.when_imported` does what has to wait for it.
+        """
+
+
 class Adapters:
     """Installs each adapter once the process has imported its library: ours, then other packages'.
 
@@ -81,6 +94,8 @@ class Adapters:
         """Look again which libraries are there; costs nothing to speak of."""
         if self._waiting is None:
             self._waiting = list(load_adapters(self._recorder))
+            if _is_simulated():
+                self._simulate(self._waiting)
         for adapter in [each for each in self._waiting if each.library in sys.modules]:
             self._waiting.remove(adapter)
             try:
@@ -92,6 +107,23 @@ class Adapters:
             else:
                 if isinstance(adapter, GaugeAdapter):
                     self._recorder.gauges.append(adapter.gauges)
+
+    def _simulate(self, adapters: Iterable[Adapter]) -> None:
+        for adapter in adapters:
+            if not isinstance(adapter, SimulationAdapter):
+                continue
+            try:
+                adapter.simulate()
+            except Exception as error:
+                self._recorder.problem(
+                    f"{adapter.library} cannot be simulated ({type(error).__name__}: {error})"
+                )
+
+
+def _is_simulated() -> bool:
+    """Whether CUDA is simulated in this process; who does so has imported the module."""
+    process: Any = sys.modules.get("memlens.simulation.process")
+    return process is not None and process.current_simulation() is not None
 
 
 class WeightAdapters:

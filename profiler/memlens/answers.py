@@ -204,6 +204,8 @@ class OutOfMemory:
     step: int
     requested_bytes: int | None
     """None: another rank's request."""
+    stream: int | None
+    """For which it was made, as `free_pieces` name it; None: not known."""
     device_total_bytes: int
     device_free_bytes: int
     limit_bytes: int | None
@@ -214,9 +216,9 @@ class OutOfMemory:
     """Of the reserved bytes: CUDA graphs', from which nothing else is served."""
     pending_bytes: int
     """Given back, but other streams still use it."""
-    free_pieces: tuple[tuple[int, str], ...]
-    """Bytes and pool (`small`, `large`) of what lies free in the cache, largest first, a thousand at
-    most."""
+    free_pieces: tuple[tuple[int, str, int], ...]
+    """Bytes, pool (`small`, `large`) and stream of what lies free in the cache, largest first, a
+    thousand at most."""
     free_pieces_bytes: int
     largest_free_bytes: int
     allocator_settings: dict[str, object]

@@ -317,6 +317,11 @@ class RankCapture:
             }
         )
 
+    @property
+    def allocator_settings(self) -> AllocatorSettings:
+        """Those under which it was recorded; torch's defaults where that is not known."""
+        return self._history.settings
+
     def replayed(
         self, settings: AllocatorSettings | None = None, capacity_bytes: int | None = None
     ) -> Replayed:

@@ -329,6 +329,11 @@ class AllocatorHistory:
         return int(free), int(total)
 
     @staticmethod
+    def current_stream(device: int) -> int:
+        """The stream for which this thread asks for memory, as the allocator's segments name it."""
+        return int(torch.cuda.current_stream(device).cuda_stream)
+
+    @staticmethod
     def limit_bytes(device: int) -> int | None:
         """What `set_per_process_memory_fraction` allows; None: no limit, or not known."""
         ask = getattr(torch.cuda, "get_per_process_memory_fraction", None)
@@ -350,6 +355,9 @@ class AllocatorHistory:
     @classmethod
     def observe_out_of_memory(cls, call: Callable[[int, int, int, int], None] | None) -> bool:
         """Have `call(device, requested, limit, free)` called when a request fails; None: no more.
+
+        `requested` is the segment that would have been made, `limit` what the process may take, or else
+        the device's total (CUDACachingAllocator.cpp, where it calls `oom_observers_`).
 
         Returns:
             Whether this torch tells.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def test_a_bundle_is_there_before_the_exception(over: Install, tmp_path: Path) -
     assert [path.name for path in found] == ["oom.json"]
     rank = session.capture.ranks[0]
     (event,) = rank.out_of_memory
+    assert (event.limit_bytes, event.stream) == (None, 0)
     assert (event.requested_bytes, event.device_total_bytes, event.device_free_bytes) == (
         ASKED,
         TOTAL,
@@ -126,6 +128,43 @@ def test_a_library_that_tries_again_with_less_is_one_event(over: Install, tmp_pa
         ASKED,
         ASKED + 1,
     ]
+
+
+def test_the_limit_is_not_taken_for_the_devices_total(over: Install, tmp_path: Path) -> None:
+    # Where set_per_process_memory_fraction was called, torch tells the limit.
+    history = over(HookHistory())
+    with memlens.profile(out=tmp_path / "run") as session:
+        nn.Linear(WIDTH, WIDTH)(torch.zeros(3, WIDTH))
+        assert history.out_of_memory is not None
+        history.out_of_memory(0, ASKED, TOTAL // 2, 4 * GIB)
+    (event,) = session.capture.ranks[0].out_of_memory
+    assert (event.device_total_bytes, event.limit_bytes) == (TOTAL, TOTAL // 2)
+
+
+def test_threads_that_fail_at_the_same_moment_have_a_bundle_each(
+    over: Install, tmp_path: Path
+) -> None:
+    history = over(HookHistory())
+    threads = 6
+    start = threading.Barrier(threads)
+
+    def ask(number: int) -> None:
+        assert history.out_of_memory is not None
+        start.wait()
+        history.out_of_memory(0, ASKED + number, TOTAL, FREE)
+
+    with memlens.profile(out=tmp_path / "run") as session:
+        nn.Linear(WIDTH, WIDTH)(torch.zeros(3, WIDTH)).sum().backward()
+        asking = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    rank = session.capture.ranks[0]
+    asked = [event.requested_bytes for event in rank.out_of_memory]
+    assert sorted(filter(None, asked)) == [ASKED + number for number in range(threads)]
+    assert rank.coverage.problems == ()
+    assert_adds_up(rank)
 
 
 def alive_at_end(rank: RankCapture, time_ns: int) -> Counter[tuple[object, ...]]:

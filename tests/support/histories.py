@@ -129,6 +129,9 @@ class HookHistory:
     def device_memory(self, device: int) -> tuple[int, int]:
         return self.device_bytes - self.allocated_bytes() - (500 << 20), self.device_bytes
 
+    def current_stream(self, device: int) -> int:
+        return 0
+
     def limit_bytes(self, device: int) -> int | None:
         return None
 

@@ -118,6 +118,9 @@ class ModelHistory:
     def device_memory(self, device: int) -> tuple[int, int]:
         return self.capacity_bytes - self.allocators[device].reserved_bytes, self.capacity_bytes
 
+    def current_stream(self, device: int) -> int:
+        return 0
+
     def limit_bytes(self, device: int) -> int | None:
         return None
 

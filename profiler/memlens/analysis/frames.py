@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memlens.answers import Frame
 
-__all__ = ["slashes", "user_frames"]
+__all__ = ["job_frame", "slashes", "user_frames"]
 
 # The last two are memlens' own source roots, for when it is installed in place.
 _PACKAGES = re.compile(
@@ -63,6 +63,12 @@ def user_frames(stack: tuple[Frame, ...], limit: int) -> tuple[Frame, ...]:
         # With nothing else to show, plumbing is better than nothing.
         return tuple((told or inner)[:limit])
     return tuple([*(told[:1] if told[0] not in own else []), *own][:limit])
+
+
+def job_frame(stack: tuple[Frame, ...]) -> Frame | None:
+    """The innermost line of the job's own code; of a library's model where there is none, else None."""
+    told = [frame for frame in reversed(stack) if not _is_plumbing(frame)]
+    return next((frame for frame in told if not _is_library(frame)), told[0] if told else None)
 
 
 def slashes(path: str) -> str:

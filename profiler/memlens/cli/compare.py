@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from memlens.catalogue.gpus import Gpu
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
+    from memlens.comparing.results import Comparison
+    from memlens.comparing.tries import Runner
 
 __all__ = ["command", "compared_job", "split_names"]
 
@@ -18,10 +21,18 @@ DEFAULT = ("adamw", "adamw-fused", "adamw-r", "adamw8bit", "adafactor", "lion")
 """What is tried when nobody says what."""
 
 _MODEL_JOB = "memlens.models.job"
+_PLAN_ONLY = {"--plan", "--gpu", "--steps", "--settings"}
+"""Options of a simulated comparison. Jobs have such options themselves."""
+_THEIRS = "\0"
+"""Stands before an option that looks like ours, on its way to the job."""
 
 
 class _CompareCommand(click.Command):
-    """Takes its own options wherever they stand, and leaves all other words to the job."""
+    """Takes its own options wherever they stand, and leaves all other words to the job.
+
+    Those of a simulated comparison are ours before the script only, or where there is none: `--steps`
+    and `--gpu` are what many scripts call their own.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         literal: list[str] | None = None
@@ -29,7 +40,33 @@ class _CompareCommand(click.Command):
             position = args.index("--")
             args, literal = args[:position], args[position + 1 :]
         ctx.meta["memlens.literal"] = literal
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self._leave_to_the_job(args))
+
+    def _leave_to_the_job(self, args: list[str]) -> list[str]:
+        values = {
+            option: not parameter.is_flag
+            for parameter in self.params
+            if isinstance(parameter, click.Option)
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        names = [word.partition("=")[0] for word in args]
+        if "--model" in names:
+            # A built-in job has steps of its own, but neither cards nor settings.
+            first, theirs = 0, set() if "--plan" in names else {"--steps"}
+        else:
+            first, theirs = _first_of_the_job(args, names, values), _PLAN_ONLY
+        return [
+            _THEIRS + word if at >= first and name in theirs else word
+            for at, (word, name) in enumerate(zip(args, names, strict=True))
+        ]
+
+
+def _first_of_the_job(args: list[str], names: list[str], values: dict[str, bool]) -> int:
+    """Position of the first word that is neither an option of ours nor its value."""
+    at = 0
+    while at < len(args) and names[at] in values:
+        at += 2 if values[names[at]] and "=" not in args[at] else 1
+    return at
 
 
 @click.command(
@@ -84,6 +121,23 @@ class _CompareCommand(click.Command):
 @click.option(
     "--stacks/--no-stacks", default=True, help="Record the Python stack of each allocation."
 )
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Simulate a GPU, as `memlens plan` does; no GPU is needed. This and the options below stand "
+    "before the script.",
+)
+@click.option("--gpu", help='With --plan: the card, or its size: "RTX 4090", "A100 80GB", 24GB.')
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="With --plan: training steps to simulate; then the job is ended.  [default: 3]",
+)
+@click.option(
+    "--settings",
+    metavar="TEXT",
+    help="With --plan: of the allocator, written as in PYTORCH_CUDA_ALLOC_CONF.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -99,6 +153,10 @@ def command(
     fresh: bool,
     tensorboard: Path | None,
     stacks: bool,
+    plan: bool,
+    gpu: str | None,
+    steps: int | None,
+    settings: str | None,
 ) -> int:
     """Run a job once per optimizer, each in a process of its own, side by side.
 
@@ -106,6 +164,7 @@ def command(
     memlens compare train.py --lr 1e-3 --optimizer adamw,adamw8bit,adamw-r
     memlens compare --model llama-60m --batch 1x256 --optimizer adamw --optimizer lion
     memlens compare --optimizer adamw,adafactor -- torchrun --nproc-per-node 2 train.py
+    memlens compare --plan --gpu "RTX 4090" train.py --optimizer adamw,adamw8bit
 
     The script is unchanged: whatever optimizer it constructs is replaced. Options of ours may stand
     before or after its name; words behind `--` are the job's alone.
@@ -113,25 +172,44 @@ def command(
     from memlens.comparing.capacity import parse_capacity
     from memlens.comparing.compare import compare_trials, trials_of
     from memlens.comparing.progress import make_progress
+    from memlens.comparing.tries import Measured
     from memlens.comparing.write import write_all
     from memlens.disk.runs import DEFAULT_FOLDER
 
+    for option, value in (("--gpu", gpu), ("--steps", steps), ("--settings", settings)):
+        if value is not None and not plan:
+            raise click.UsageError(f"{option} goes with --plan")
     limits = tuple(parse_capacity(text) for text in capacities)
     variants = _variants(optimizers or DEFAULT, baseline, no_retain_grad)
-    job = compared_job(words, ctx.meta["memlens.literal"], model)
+    words = tuple(word.removeprefix(_THEIRS) for word in words)
+    literal = ctx.meta["memlens.literal"]
+    recording = () if stacks else ("--no-stacks",)
+    runner: Runner
+    if plan:
+        from memlens.cli.plan import chosen_gpu, planned_job, simulated_runner
+        from memlens.planning.simulate import STEPS
+
+        runner = simulated_runner(chosen_gpu(gpu, None), steps or STEPS, settings, recording)
+        job = planned_job(words, literal, model, steps or STEPS)
+    else:
+        runner = Measured(recording)
+        job = compared_job(words, literal, model)
     trials = trials_of(job, variants)
     names = [trial.name for trial in trials]
-    folder = (out or Path(DEFAULT_FOLDER, f"compare-{job.name}")).absolute()
+    kind = "compare-plan" if plan else "compare"
+    folder = (out or Path(DEFAULT_FOLDER, f"{kind}-{job.name}")).absolute()
     with make_progress(len(trials)) as progress:
         comparison = compare_trials(
             trials,
             baseline=baseline if baseline in names else names[0],
             shown=job.shown,
             folder=folder,
-            options=() if stacks else ("--no-stacks",),
+            runner=runner,
             fresh=fresh,
             progress=progress,
         )
+    if plan and gpu is not None:
+        comparison = _judged(comparison, chosen_gpu(gpu, None))
     written = write_all(comparison, folder, rollup=rollup, capacities=limits)
     if tensorboard is not None:
         from memlens.comparing.outputs.tensorboard import write_tensorboard
@@ -149,6 +227,19 @@ def command(
         for line in written:
             click.echo(line)
     return 0 if any(result.peak for result in comparison.results) else 1
+
+
+def _judged(comparison: Comparison, gpu: Gpu | None) -> Comparison:
+    """With a card's verdict on every variant that ran."""
+    from dataclasses import replace
+
+    from memlens.planning.simulated import verdict_on
+
+    if gpu is None:
+        return comparison
+    verdicts = {each.name: verdict_on(each, gpu) for each in comparison.results}
+    known = {name: verdict for name, verdict in verdicts.items() if verdict is not None}
+    return replace(comparison, verdicts=known)
 
 
 def split_names(texts: tuple[str, ...] | list[str]) -> list[str]:

@@ -8,16 +8,32 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from memlens.catalogue.gpus import Gpu
+    from memlens.catalogue.variant import Variant
+    from memlens.comparing.job import ComparedJob
     from memlens.planning.plan import Plan
+    from memlens.planning.search import Found
+    from memlens.planning.simulated import Simulated
+    from memlens.planning.sizes import JobWords, Ladder
 
-__all__ = ["chosen_gpu", "command", "split_job"]
+__all__ = [
+    "JobCommand",
+    "asked_variant",
+    "chosen_gpu",
+    "command",
+    "planned_job",
+    "simulated_runner",
+    "split_job",
+]
 
 
-class _PlanCommand(click.Command):
+class JobCommand(click.Command):
     """Own options stand before the script; with --model, anywhere."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave the job's words in `ctx.meta`."""
         own, job, literal = split_job(self, args)
         ctx.meta["memlens.job"] = (tuple(job), literal)
         return super().parse_args(ctx, own)
@@ -66,7 +82,7 @@ def split_job(
 
 
 @click.command(
-    cls=_PlanCommand,
+    cls=JobCommand,
     name="plan",
     options_metavar="[OPTIONS] SCRIPT | -m MODULE | --model NAME | -- COMMAND  [ARGUMENTS]...",
 )
@@ -108,6 +124,27 @@ def split_job(
 @click.option(
     "--stacks/--no-stacks", default=True, help="Keep the Python stack of each allocation."
 )
+@click.option(
+    "--max-batch",
+    "what",
+    flag_value="batch",
+    help="Find the largest batch that fits on the card. In a script's words, {} stands for it.",
+)
+@click.option(
+    "--max-tokens", "what", flag_value="tokens", help="The same for the length of a sequence."
+)
+@click.option(
+    "--max-model",
+    "what",
+    flag_value="model",
+    help="Find the largest built-in model of the family of --model that fits on the card.",
+)
+@click.option(
+    "--multiple-of",
+    type=click.IntRange(min=1),
+    help="Of batches or tokens, try multiples of this only.  [default: 1, for tokens 64]",
+)
+@click.option("--fresh", is_flag=True, help="Simulate all sizes anew, also what an earlier search has.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -122,40 +159,93 @@ def command(
     as_json: bool,
     out: Path | None,
     stacks: bool,
+    what: str | None,
+    multiple_of: int | None,
+    fresh: bool,
 ) -> None:
     """Say what a job would need on a GPU. The script is unchanged; no GPU is needed.
 
     \b
     memlens plan --gpu "RTX 4090" train.py --batch-size 8
     memlens plan --model llama-7b --optimizer galore-adamw8bit --no-retain-grad --batch 1x256 --dtype bf16
+    memlens plan --max-batch --gpu "RTX 4090" train.py --batch-size {}
 
     It runs on tensors without data, against a model of PyTorch's CUDA allocator. What it prints of a loss
     or any other value is made up.
     """  # noqa: D301  \b is for click
-    from memlens.cli.compare import compared_job
+    from memlens.catalogue.gpus import GPUS
     from memlens.planning.plan import make_plan
     from memlens.planning.progress import planning
     from memlens.planning.simulate import DEFAULT_GPU, simulate
-    from memlens.catalogue.gpus import GPUS
+    from memlens.planning.sizes import JobWords
 
     words, literal = ctx.meta["memlens.job"]
     card = chosen_gpu(gpu, capacity)
-    name, stand_in = _variant(optimizer, no_retain_grad)
-    job = compared_job(_with_device(words, model, steps), literal, model)
+    variant = asked_variant(optimizer, no_retain_grad)
+    recording = () if stacks else ("--no-stacks",)
+    runner = simulated_runner(card, steps, settings, recording)
+    if what is not None:
+        behind = None if literal is None else tuple(literal)
+        ladder = _ladder(what, JobWords(words, behind, model), multiple_of)
+        _print_found(_search(ladder, runner, variant, out, fresh=fresh), as_json=as_json)
+        return
+    if multiple_of is not None:
+        raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
+    job = planned_job(words, literal, model, steps)
     folder = _folder(out, job.name)
     with planning(job.shown) as tell:
         result = simulate(
             job,
             card or GPUS[DEFAULT_GPU],
             folder,
-            name=name,
-            stand_in=stand_in,
+            name=variant.name,
+            stand_in=None if variant.row is None else variant.name,
             steps=steps,
             allocator=settings,
-            options=() if stacks else ("--no-stacks",),
+            options=recording,
             tell=tell,
         )
     _print(make_plan(result, card), rollup=rollup, as_json=as_json)
+
+
+def simulated_runner(
+    card: Gpu | None, steps: int, settings: str | None, recording: Sequence[str]
+) -> Simulated:
+    """What simulates, for options of a command line.
+
+    Raises:
+        UsageError: the allocator has no such settings.
+    """
+    from memlens.allocator.settings import AllocatorSettings
+    from memlens.planning.simulated import Simulated
+
+    if settings is not None:
+        AllocatorSettings.from_text(settings)
+    return Simulated(card, steps, settings, recording)
+
+
+def planned_job(
+    words: tuple[str, ...], literal: Sequence[str] | None, model: str | None, steps: int
+) -> ComparedJob:
+    """From the words of a command line to a job that is simulated.
+
+    A built-in one is told to train on CUDA; a script says so itself.
+
+    Raises:
+        UsageError: there is no such job.
+    """
+    from dataclasses import replace
+
+    from memlens.cli.compare import compared_job
+
+    behind = None if literal is None else list(literal)
+    job = compared_job(words, behind, model)
+    if model is None:
+        return job
+    names = {word.partition("=")[0] for word in words}
+    device = () if "--device" in names else ("--device", "cuda")
+    told = compared_job((*words, *device, "--steps", str(steps)), behind, model)
+    return replace(told, name=job.name, shown=job.shown)
 
 
 def chosen_gpu(gpu: str | None, capacity: str | None) -> Gpu | None:
@@ -178,25 +268,73 @@ def chosen_gpu(gpu: str | None, capacity: str | None) -> Gpu | None:
     return replace(base, name=name, total_bytes=parse_bytes(capacity) + CONTEXT_BYTES)
 
 
-def _variant(optimizer: str | None, no_retain_grad: bool) -> tuple[str, str | None]:
-    from memlens.catalogue.variant import parse_variant
+def asked_variant(optimizer: str | None, no_retain_grad: bool) -> Variant:
+    """What takes the place of the job's optimizer.
 
-    if optimizer is None:
-        if no_retain_grad:
-            raise click.UsageError("--no-retain-grad goes with --optimizer: name one")
-        return "as-is", None
-    variant = parse_variant(optimizer, no_retain_grad=no_retain_grad)
-    return variant.name, None if variant.row is None else variant.name
+    Raises:
+        UsageError: there is no such optimizer, or it cannot do what is asked.
+    """
+    from memlens.catalogue.variant import Variant, parse_variant
+
+    if optimizer is not None:
+        return parse_variant(optimizer, no_retain_grad=no_retain_grad)
+    if no_retain_grad:
+        raise click.UsageError("--no-retain-grad goes with --optimizer: name one")
+    return Variant(None)
 
 
-def _with_device(words: tuple[str, ...], model: str | None, steps: int) -> tuple[str, ...]:
-    """The built-in job is told to train on CUDA; a script says so itself."""
-    if model is None:
-        return words
-    more = (
-        () if any(word.partition("=")[0] == "--device" for word in words) else ("--device", "cuda")
-    )
-    return (*words, *more, "--steps", str(steps))
+def _ladder(what: str, job: JobWords, multiple: int | None) -> Ladder:
+    from memlens.planning.sizes import TOKENS_MULTIPLE, model_ladder, number_ladder
+
+    if what == "model":
+        if multiple is not None:
+            raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
+        return model_ladder(job)
+    return number_ladder(what, job, multiple or (TOKENS_MULTIPLE if what == "tokens" else 1))
+
+
+def _search(
+    ladder: Ladder, runner: Simulated, variant: Variant, out: Path | None, *, fresh: bool
+) -> Found:
+    from memlens.comparing.progress import make_progress
+    from memlens.comparing.tries import Trial, try_one
+    from memlens.disk.runs import DEFAULT_FOLDER
+    from memlens.planning.search import Try, search
+    from memlens.planning.simulated import verdict_on
+
+    card = runner.gpu
+    if card is None:
+        raise click.UsageError(f"--max-{ladder.what} needs a card; name one with --gpu or --capacity")
+
+    def job_at(rung: int) -> ComparedJob:
+        asked = ladder.job_at(rung)
+        return planned_job(asked.words, asked.literal, asked.model, runner.steps)
+
+    name = job_at(1).name
+    folder = (out or Path(DEFAULT_FOLDER, f"max-{ladder.what}-{name}")).absolute()
+    with make_progress(None) as progress:
+
+        def measure(rung: int) -> Try:
+            title = f"{ladder.what} {ladder.label_of(rung)}"
+            progress.begin(title)
+            trial = Trial(title, job_at(rung), None if variant.row is None else variant)
+            result = try_one(trial, folder, runner, fresh=fresh, tell=progress.tell)
+            progress.end(result)
+            return Try(rung, ladder.label_of(rung), result, verdict_on(result, card))
+
+        return search(ladder, card, measure)
+
+
+def _print_found(found: Found, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    from memlens.report.plan.search import found_lines
+
+    for line in found_lines(found):
+        click.echo(line)
 
 
 def _folder(out: Path | None, name: str) -> Path:

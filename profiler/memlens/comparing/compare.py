@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from memlens.catalogue.installed import missing_libraries
-from memlens.catalogue.row import Row
 from memlens.catalogue.variant import Variant
-from memlens.comparing.job import ComparedJob, fingerprint
-from memlens.comparing.keep import find, keep, new_folder
+from memlens.comparing.job import ComparedJob
 from memlens.comparing.results import Comparison, Result, Status
-from memlens.comparing.trial import run_trial
+from memlens.comparing.tries import Measured, Runner, Trial, try_one
 from memlens.disk.runs import DEFAULT_FOLDER
-from memlens.errors import MissingDependencyError, UsageError
+from memlens.errors import UsageError
 
-__all__ = ["Progress", "Trial", "compare", "compare_trials", "trials_of"]
+__all__ = ["Progress", "compare", "compare_trials", "trials_of"]
 
 
 class Progress(Protocol):
@@ -34,16 +31,6 @@ class Progress(Protocol):
         """A variant is done, in whichever way."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One variant to run."""
-
-    name: str
-    job: ComparedJob
-    variant: Variant | None = None
-    """What takes the place of the job's optimizer; None: nothing is replaced, or looked for."""
-
-
 def trials_of(job: ComparedJob, variants: Sequence[Variant]) -> list[Trial]:
     """The same job under each variant; one that is named twice runs once."""
     return list({each.name: Trial(each.name, job, each) for each in variants}.values())
@@ -55,7 +42,7 @@ def compare_trials(
     baseline: str,
     shown: str,
     folder: Path,
-    options: Sequence[str] = (),
+    runner: Runner,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -66,7 +53,7 @@ def compare_trials(
         baseline: name of the one that the others are measured against.
         shown: what to call the job.
         folder: gets a folder for each variant; results found there are used again.
-        options: for `memlens run`.
+        runner: how.
         fresh: run all anew.
         progress: told how far it has come.
 
@@ -79,7 +66,8 @@ def compare_trials(
     for trial in trials:
         if progress is not None:
             progress.begin(trial.name)
-        result = _run(trial, folder, options, fresh, progress)
+        tell: Callable[[str], None] = (lambda _: None) if progress is None else progress.tell
+        result = try_one(trial, folder, runner, fresh=fresh, tell=tell)
         results.append(result)
         if progress is not None:
             progress.end(result)
@@ -92,34 +80,9 @@ def compare_trials(
         results=tuple(results),
         folder=str(folder),
         torch_version=torch.__version__,
+        device=runner.device,
+        simulated=runner.simulated,
     )
-
-
-def _run(
-    trial: Trial, folder: Path, options: Sequence[str], fresh: bool, progress: Progress | None
-) -> Result:
-    variant = trial.variant
-    if variant is not None and variant.row is not None and (reason := _refusal(variant.row)):
-        return Result(trial.name, Status.REFUSED, reason)
-    key = fingerprint(trial.job, variant, options)
-    if not fresh and (kept := find(folder, trial.name, key)) is not None:
-        return kept
-    place = new_folder(folder, trial.name, key)
-    stand_in = None if variant is None or variant.row is None else variant.name
-    tell: Callable[[str], None] = (lambda _: None) if progress is None else progress.tell
-    result = run_trial(trial.job, trial.name, stand_in, place, options, tell)
-    keep(place, result)
-    return result
-
-
-def _refusal(row: Row) -> str:
-    """Why a row cannot run on this machine; empty when it can."""
-    import torch
-
-    if not row.runs_on_cpu and not torch.accelerator.is_available():
-        return f"does not run on the CPU: {row.cpu}"
-    missing = missing_libraries(row)
-    return str(MissingDependencyError(missing[0], f"run {row.name}", row.extra)) if missing else ""
 
 
 def compare(
@@ -171,7 +134,7 @@ def compare(
         baseline=baseline,
         shown=", ".join(jobs),
         folder=folder,
-        options=() if stacks else ("--no-stacks",),
+        runner=Measured(() if stacks else ("--no-stacks",)),
         fresh=fresh,
         progress=progress,
     )

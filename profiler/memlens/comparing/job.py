@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,16 @@ class ComparedJob:
     """The same, for what is not in a file."""
 
 
-def fingerprint(job: ComparedJob, variant: Variant | None, options: Sequence[str]) -> str:
+def fingerprint(
+    job: ComparedJob,
+    variant: Variant | None,
+    options: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """What a result depends on, as far as that can be seen: a short text to know it again.
 
     The job's words and files (not the modules that they import), its folder, the variant, the options
-    of the recording, and the versions of Python, torch, memlens and of the optimizer's library.
+    and variables of the run, and the versions of Python, torch, memlens and of the optimizer's library.
     """
     extra = variant.row.extra if variant is not None and variant.row is not None else ""
     facts: dict[str, object] = {
@@ -47,6 +52,7 @@ def fingerprint(job: ComparedJob, variant: Variant | None, options: Sequence[str
         "content": job.content,
         "variant": variant and variant.name,
         "options": list(options),
+        **({"environment": dict(environment)} if environment else {}),
         "python": platform.python_version(),
         "memlens": __version__,
         "libraries": {name: version_of(name) for name in ("torch", *libraries_of(extra))},

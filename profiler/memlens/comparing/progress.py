@@ -20,11 +20,11 @@ _WIDTH = 40
 
 
 @contextmanager
-def make_progress(total: int) -> Iterator[Progress]:
+def make_progress(total: int | None) -> Iterator[Progress]:
     """A bar that moves with every variant, and a line for each that is done.
 
     Args:
-        total: how many variants there are.
+        total: how many variants there are; None: that turns out.
     """
     console = Console(stderr=True, highlight=False)
     bar = Bar(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memlens.events import Category
+
+if TYPE_CHECKING:
+    from memlens.planning.verdict import Verdict
 
 __all__ = ["Comparison", "Difference", "PeakResult", "Result", "Status"]
 
@@ -49,6 +52,8 @@ class Result:
     reason: str = ""
     """One line: why it failed or was refused; empty when it is ok."""
     peak: PeakResult | None = None
+    reserved_peak_bytes: int | None = None
+    """Most that the allocator of a rank took from its device; None: it takes nothing in advance."""
     step_time_ns: int | None = None
     """Median time of a training step, without the first ones, recorded by memlens all the while."""
     final_loss: float | None = None
@@ -92,6 +97,11 @@ class Comparison:
     """Where captures and results are."""
     torch_version: str = ""
     device: str = "cpu"
+    """What it ran on, or what was simulated."""
+    simulated: bool = False
+    """Nothing was trained: there are no times and no losses."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """What a card makes of a variant, by its name; empty: there is no such card."""
 
     def result(self, name: str) -> Result:
         """The result of a variant.
@@ -129,11 +139,13 @@ class Comparison:
             "folder": self.folder,
             "torch_version": self.torch_version,
             "device": self.device,
+            "simulated": self.simulated,
             "variants": [self._variant(result) for result in self.results],
         }
 
     def _variant(self, result: Result) -> Json:
         difference = self.difference(result)
+        verdict = self.verdicts.get(result.name)
         peak = result.peak
         return {
             "name": result.name,
@@ -160,6 +172,8 @@ class Comparison:
             "replaced": list(result.replaced),
             "notes": list(result.notes),
             "reused": result.reused,
+            "reserved_peak_bytes": result.reserved_peak_bytes,
+            "verdict": verdict and verdict.to_json(),
         }
 
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ def run_trial(
     folder: Path,
     options: Sequence[str],
     tell: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
 ) -> Result:
     """Run a job to its end.
 
@@ -50,10 +51,16 @@ def run_trial(
         folder: new and empty; gets the capture, the job's output, and its notes.
         options: for `memlens run`.
         tell: called with the last line of the job's output, every now and then.
+        environment: variables for the job, beside those of this process.
     """
     run = folder / "run"
     words = [sys.executable, "-m", "memlens", "run", "--out", str(run), *options, *job.words]
-    environment = {**os.environ, VARIANT: stand_in or "as-is", VARIANT_OUT: str(folder)}
+    variables = {
+        **os.environ,
+        **(environment or {}),
+        VARIANT: stand_in or "as-is",
+        VARIANT_OUT: str(folder),
+    }
     output, errors = folder / "output.txt", folder / "errors.txt"
     with output.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
@@ -61,7 +68,7 @@ def run_trial(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env=environment,
+            env=variables,
             start_new_session=True,  # so that all of it can be stopped
         )
         try:
@@ -122,6 +129,7 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
         name,
         Status.OK,
         peak=_peak(capture),
+        reserved_peak_bytes=_reserved_peak_bytes(capture),
         step_time_ns=step_time_ns,
         final_loss=losses[-1] if losses else None,
         losses=losses,
@@ -143,6 +151,11 @@ def _peak(capture: Capture) -> PeakResult:
         reserved_bytes=peak.reserved_bytes,
         categories=peak.categories,
     )
+
+
+def _reserved_peak_bytes(capture: Capture) -> int | None:
+    reserved = [rank.reserved_peak_bytes for rank in capture.ranks]
+    return max((each for each in reserved if each is not None), default=None)
 
 
 def _steps(capture: Capture) -> tuple[int, int | None]:

@@ -23,7 +23,7 @@ _VERSION = 1
 
 
 def write_bundle(folder: Path, **fields: Any) -> Path | None:
-    """Write one bundle; never over another.
+    """Write one bundle; never over another, unless two threads come here at once.
 
     Args:
         folder: the rank's.
@@ -71,8 +71,13 @@ def _read(path: Path) -> OutOfMemory:
     for name, is_valid in _FIELDS.items():
         if not is_valid(content.get(name)):
             raise ValueError(f"it has {name} = {content.get(name)!r:.40}")
+    if (content["reason"] == "own") != (content.get("requested_bytes") is not None):
+        raise ValueError(
+            f"it has reason = {content['reason']!r} and requested_bytes = "
+            f"{content.get('requested_bytes')!r}"
+        )
     values: dict[str, Any] = {name: content.get(name) for name in _FIELDS}
-    values["free_pieces"] = tuple((size, pool) for size, pool, _ in content["free_pieces"])
+    values["free_pieces"] = tuple(map(tuple, content["free_pieces"]))
     values["stack"] = tuple(Frame(name, file, line) for name, file, line in content["stack"])
     return OutOfMemory(**values)
 
@@ -99,9 +104,21 @@ def _is_settings(value: object) -> bool:
 
 def _is_pieces(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(each, list) and len(each) == 3 and _is_number(each[0]) and _is_text(each[1])
+        isinstance(each, list)
+        and len(each) == 3
+        and _is_number(each[0])
+        and _is_text(each[1])
+        and _is_stream(each[2])
         for each in value
     )
+
+
+def _is_stream(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**64  # a small number, or an address
+
+
+def _is_stream_or_none(value: object) -> bool:
+    return value is None or _is_stream(value)
 
 
 def _is_stack(value: object) -> bool:
@@ -123,6 +140,7 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = {
     "device_index": _is_number,
     "step": _is_number,
     "requested_bytes": _is_number_or_none,
+    "stream": _is_stream_or_none,
     "device_total_bytes": _is_number,
     "device_free_bytes": _is_number,
     "limit_bytes": _is_number_or_none,

@@ -42,7 +42,17 @@ def check(arguments: Sequence[str]) -> None:
         UsageError: it is not.
     """
     options = _options(arguments)
-    parse_batch(options.batch, find_model(options.model))
+    _batch(options)
+
+
+def _batch(options: argparse.Namespace) -> tuple[int, int]:
+    samples, length = parse_batch(options.batch, find_model(options.model))
+    if samples % options.accumulate:
+        raise UsageError(
+            f"a batch of {samples} cannot be cut into {options.accumulate} equal parts; "
+            "give --accumulate a number that divides it"
+        )
+    return samples, length
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,12 +74,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=_learning_rate, default=1e-4, help="default: 1e-4")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--accumulate",
+        type=_positive,
+        default=1,
+        help="cut the batch into so many parts, and add their gradients up; default: 1",
+    )
     return parser.parse_args(arguments)
 
 
 def _train(options: argparse.Namespace) -> None:
     shape = find_model(options.model)
-    samples, length = parse_batch(options.batch, shape)
+    samples, length = _batch(options)
 
     import torch
 
@@ -82,12 +98,19 @@ def _train(options: argparse.Namespace) -> None:
     batch = make_batch(shape, samples, length, dtype=dtype, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
 
+    count: int = options.accumulate
+    chunks = {name: tensor.chunk(count) for name, tensor in batch.items()}
+    parts = [{name: each[at] for name, each in chunks.items()} for at in range(count)]
+
     for step in range(options.steps):
-        loss = compute_loss(model, batch)
-        loss.backward()
+        for part in parts:
+            loss = compute_loss(model, part)
+            if count > 1:
+                loss = loss / count
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step} loss {loss.item()!r}", flush=True)
+        print(f"step {step} loss {loss.item() * count!r}", flush=True)
 
 
 def _device(text: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -53,9 +54,11 @@ class OutOfMemoryObserver:
         self._run = run
         self._place = place
         self._afterwards = afterwards
-        self._last: tuple[int, int] = (0, 0)
-        """Time and failed requests of the last bundle."""
+        self._last: dict[int, tuple[int, int]] = {}
+        """Of each thread the time of its last bundle, and what it asked for."""
         self._heard_ns = time_ns()
+        self._writing = threading.RLock()
+        """Requests of several threads can fail at once, and the heartbeat's writes for other ranks."""
 
     def install(self, undo: ExitStack, heartbeat: Heartbeat) -> None:
         """Be told of failing requests, and look for other ranks' troubles."""
@@ -64,28 +67,42 @@ class OutOfMemoryObserver:
         undo.callback(setattr, self._source, "on_out_of_memory", None)
 
     def _failed(self, device: int, requested: int, limit: int, free: int) -> None:
-        recorder = self._recorder
-        if not recorder.active:
-            return
         try:
-            now = time_ns()
-            if now - self._last[0] < SAME_NS and requested <= self._last[1]:
-                return  # a library tries again with less
-            folder = self._write(
-                device,
-                reason="own",
-                requested_bytes=requested,
-                device_total_bytes=limit,
-                device_free_bytes=free,
-                stack=_stack_of_job(),
-            )
-            self._last = (time_ns(), requested)
-            self._say(folder)
-            rank, world_size, _ = self._place()
-            if folder is not None and world_size > 1:
-                self._call_peers(folder.parent, rank)
+            with self._writing:
+                run = self._write_own(device, requested, limit, free)
+            if run is not None:
+                _wait_for_peers(run)
         except Exception as error:
-            recorder.problem(f"no bundle was written ({type(error).__name__}: {error})")
+            self._recorder.problem(f"no bundle was written ({type(error).__name__}: {error})")
+
+    def _write_own(self, device: int, requested: int, limit: int, free: int) -> Path | None:
+        """Write the bundle; the run's folder, where other ranks have been told to do the same."""
+        if not self._recorder.active:
+            return None
+        thread = threading.get_ident()
+        last_ns, asked = self._last.get(thread, (0, 0))
+        if time_ns() - last_ns < SAME_NS and requested <= asked:
+            return None  # a library tries again with less
+        history = self._source.history
+        _, total = history.device_memory(device)
+        folder = self._write(
+            device,
+            reason="own",
+            requested_bytes=requested,
+            stream=history.current_stream(device),
+            device_total_bytes=total,
+            device_free_bytes=free,
+            stack=_stack_of_job(),
+            # Torch tells the limit in place of the total where there is one.
+            **({"limit_bytes": limit} if limit < total else {}),
+        )
+        self._last[thread] = (time_ns(), requested)
+        self._say(folder)
+        rank, world_size, _ = self._place()
+        if folder is None or world_size == 1:
+            return None
+        self._tell_peers(folder.parent, rank)
+        return folder.parent
 
     def _say(self, folder: Path | None) -> None:
         if folder is not None:
@@ -110,46 +127,54 @@ class OutOfMemoryObserver:
             self._afterwards()
         return folder
 
-    def _call_peers(self, run: Path, rank: int | None) -> None:
+    def _tell_peers(self, run: Path, rank: int | None) -> None:
         with suppress(OSError):
             (run / MARKER).write_text(f"{-1 if rank is None else rank}\n")
             self._heard_ns = (run / MARKER).stat().st_mtime_ns
-        deadline = time_ns() + int(PATIENCE_S * 1e9)
-        while time_ns() < deadline:
-            ranks = {path.parent for path in run.glob(f"*/{RANK_FILE}")}
-            if ranks <= {path.parent for path in run.glob(f"*/{BUNDLE_PATTERN}")}:
-                return
-            sleep(0.02)
 
     def _look_for_peers(self) -> None:
         """Called on the heartbeat's thread: this rank may be waiting for the other one, in C++."""
-        recorder = self._recorder
         run = self._run()
-        if run is None or not recorder.active or recorder.is_busy:
+        if run is None or not self._recorder.active or self._recorder.is_busy:
             return
+        if not self._writing.acquire(blocking=False):
+            return  # the next beat looks again
         try:
-            marker = run / MARKER
+            self._answer(run / MARKER)
+        except Exception as error:
+            self._recorder.problem(f"no bundle was written ({type(error).__name__}: {error})")
+        finally:
+            self._writing.release()
+
+    def _answer(self, marker: Path) -> None:
+        try:
             told_ns = marker.stat().st_mtime_ns
         except OSError:
             return
         if told_ns <= self._heard_ns:
             return
         self._heard_ns = told_ns
-        try:
-            peer = int(marker.read_text())
-            device = self._source.first_device()
-            free, total = self._source.history.device_memory(device)
-            self._write(
-                device,
-                reason="peer",
-                peer_rank=peer if peer >= 0 else None,
-                requested_bytes=None,
-                device_total_bytes=total,
-                device_free_bytes=free,
-                stack=[],
-            )
-        except Exception as error:
-            recorder.problem(f"no bundle was written ({type(error).__name__}: {error})")
+        peer = int(marker.read_text())
+        device = self._source.first_device()
+        free, total = self._source.history.device_memory(device)
+        self._write(
+            device,
+            reason="peer",
+            peer_rank=peer if peer >= 0 else None,
+            requested_bytes=None,
+            device_total_bytes=total,
+            device_free_bytes=free,
+            stack=[],
+        )
+
+
+def _wait_for_peers(run: Path) -> None:
+    deadline = time_ns() + int(PATIENCE_S * 1e9)
+    while time_ns() < deadline:
+        ranks = {path.parent for path in run.glob(f"*/{RANK_FILE}")}
+        if ranks <= {path.parent for path in run.glob(f"*/{BUNDLE_PATTERN}")}:
+            return
+        sleep(0.02)
 
 
 def _stack_of_job() -> list[list[Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlens.catalogue.gpus import CONTEXT_BYTES, GPUS, Gpu
 from memlens.errors import SimulationError
+from memlens.planning.simulated import NOTHING_ON_CUDA
 from memlens.planning.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -90,8 +91,5 @@ def make_plan(result: Result, gpu: Gpu | None) -> Plan:
     capture = load(result.run)
     rank = max(capture.ranks, key=lambda each: each.peak().allocated_bytes)
     if not rank.events:
-        raise SimulationError(
-            "the job allocated nothing on a CUDA device; have it use cuda (a script's own option, "
-            "mostly --device cuda), or measure it on the CPU with memlens run"
-        )
+        raise SimulationError(NOTHING_ON_CUDA)
     return Plan(result, capture, rank, gpu, None if gpu is None else judge(rank, gpu))

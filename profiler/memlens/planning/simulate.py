@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,9 @@ __all__ = ["DEFAULT_GPU", "STEPS", "outcome_notes", "simulate", "simulation_sett
 
 DEFAULT_GPU = "A100 80GB"
 """What is simulated when nobody says what; it matters for what a job asks of its device."""
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 STEPS = 3
-"""The first makes the optimizer's state, the second has it all along, the third shows that it stays so."""
+"""The first makes the optimizer's state, the second has it all along, the third shows that it stays."""
 
 
 def simulation_settings(gpu: Gpu, steps: int, allocator: str | None = None) -> dict[str, str]:
@@ -40,10 +40,10 @@ def simulation_settings(gpu: Gpu, steps: int, allocator: str | None = None) -> d
         "multi_processors": gpu.multi_processors,
         "steps": steps,
     }
-    settings = {PLAN: json.dumps(plan)}
-    if allocator is not None:
-        settings["PYTORCH_CUDA_ALLOC_CONF"] = allocator
-    return settings
+    if allocator is None:
+        # The first that is set is the one that torch takes.
+        allocator = next(filter(None, map(os.environ.get, _ALLOCATOR)), "")
+    return {PLAN: json.dumps(plan), **dict.fromkeys(_ALLOCATOR, allocator)}
 
 
 def simulate(
@@ -78,8 +78,8 @@ def simulate(
         SimulationError: the job does something that cannot be simulated.
     """
     environment = simulation_settings(gpu, steps, allocator)
-    with _environment(environment):
-        result = run_trial(job, name, stand_in, folder, ("--device", "simulated", *options), tell)
+    words = ("--device", "simulated", *options)
+    result = run_trial(job, name, stand_in, folder, words, tell, environment)
     notes, error = outcome_notes(Path(result.run)) if result.run else ((), "")
     if error:
         raise SimulationError(error)
@@ -93,17 +93,3 @@ def outcome_notes(run: Path) -> tuple[tuple[str, ...], str]:
     found = [json.loads(path.read_text()) for path in sorted(run.glob("simulation-*.json"))]
     notes = tuple(dict.fromkeys(note for each in found for note in each["notes"]))
     return notes, next((each["error"] for each in found if each["error"]), "")
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

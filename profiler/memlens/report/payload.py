@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlens.events import Category, WeightKind
 from memlens.palette import series_of
-from memlens.report.oom import explain, oom_payload
+from memlens.report.oom.explain import explain, oom_payload
 from memlens.report.view import (
     RankView,
     ReportOptions,
@@ -78,6 +78,12 @@ class _Writer:
             "gauges": [asdict(gauge) for gauge in view.rank.gauges()],
             "out_of_memory": [
                 oom_payload(found, self._categories(found.categories))
+                | {
+                    "modules": [self._module(usage) for usage in found.modules[: self._top]],
+                    "allocations": [
+                        self._allocation(block) for block in found.allocations[: self._top]
+                    ],
+                }
                 for found in explain(view.rank, self._world_size)
             ],
             "events": view.rank.events,

@@ -17,7 +17,7 @@ from memlens.report.beside import beside_lines
 from memlens.report.chart import area_chart, legend
 from memlens.report.groups import alike_allocations, alike_modules
 from memlens.report.ink import Ink
-from memlens.report.oom import explain, explanation_lines
+from memlens.report.oom.section import out_of_memory_lines
 from memlens.report.ranks import RankPeak, ranks_table, spread_line
 from memlens.report.text import count, plain
 from memlens.report.view import (
@@ -76,9 +76,9 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     _print_header(capture, view, console)
     for sentence in warnings_of(capture, ranks):
         console.print(Text("! " + plain(sentence), style="bold yellow"))
-    for found in explain(view.rank, capture.info.world_size):
+    if lines := out_of_memory_lines(ranks, capture.info.world_size, console.width):
         _section(console, "Out of memory")
-        console.print(Text("\n".join(explanation_lines(found))))
+        console.print(Text("\n".join(lines)))
     if view.rank.events == 0:
         console.print("\nNo allocation was recorded.")
         return

@@ -42,7 +42,8 @@ def begin_planned(text: str, run: Path) -> Callable[[int], None]:
             is_integrated=False,
             is_multi_gpu_board=False,
             gcnArchName="",
-        )
+        ),
+        world_size=int(os.environ.get("WORLD_SIZE") or 1),
     )
 
     def on_step(step: int) -> None:

@@ -7,12 +7,14 @@ hold wherever somebody asks, in hooks and within torch's own Python code as well
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 
+from memlens.simulation.autocast import lower_precision
 from memlens.simulation.backend import SIMULATED, FakeTensor, Undisguised
-from memlens.simulation.dispatch import Simulation, on_device
+from memlens.simulation.dispatch import Simulation, on_device, simulated_device
 from memlens.simulation.kernels.attention import scaled_dot_product_attention
 from memlens.simulation.kernels.normalization import batch_norm
 from memlens.simulation.problems import refuse
@@ -57,6 +59,38 @@ def disguise_tensors(simulation: Simulation) -> None:
             tensor.to(SIMULATED, non_blocking=non_blocking, memory_format=memory_format)
         )
     )
+    _Tensor.to = _with_device_mapped(_Tensor.to)
+    _disguise_wrappers()
+
+
+def _with_device_mapped(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """`tensor.to("cuda")`: torch looks for a device without a number, and on a CPU build finds none."""
+
+    @wraps(plain)
+    def to(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], (str, torch.device, int)):
+            args = (simulated_device(args[0]), *args[1:])
+        elif kwargs.get("device") is not None:
+            kwargs["device"] = simulated_device(kwargs["device"])
+        return plain(tensor, *args, **kwargs)
+
+    return to
+
+
+def _disguise_wrappers() -> None:
+    """Tensors that hold others (quantised ones) lie where those do, and say so in the same way."""
+    make: Callable[..., Any] = _Tensor._make_wrapper_subclass
+    plain_device: Any = _Tensor.device
+
+    def _make_wrapper_subclass(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+        return make(*args, device=simulated_device(device), **kwargs)
+
+    def device(tensor: Any) -> torch.device:
+        found: torch.device = plain_device.__get__(tensor)
+        return CUDA if found.type == SIMULATED.type and not Undisguised.depth else found
+
+    _Tensor._make_wrapper_subclass = staticmethod(_make_wrapper_subclass)
+    _Tensor.device = property(device)
 
 
 class _Answers:
@@ -113,7 +147,9 @@ def replace_kernels() -> None:
     """Have the functions that choose between kernels choose as they do for CUDA."""
     functional: Any = torch.nn.functional
     attention = _on_device_only(
-        functional.scaled_dot_product_attention, scaled_dot_product_attention, "query"
+        functional.scaled_dot_product_attention,
+        lower_precision(scaled_dot_product_attention),
+        "query",
     )
     functional.scaled_dot_product_attention = attention
     torch._C._nn.scaled_dot_product_attention = attention  # type: ignore[attr-defined]

@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from memlens.errors import SimulationError
 from memlens.simulation.backend import SIMULATED, DataLess, FakeTensor, Undisguised
-from memlens.simulation.kernels.temporaries import temporaries
+from memlens.simulation.in_place import OPERATORS, InPlace
+from memlens.simulation.kernels.replaced import replacement
+from memlens.simulation.kernels.temporaries import LIMITS, temporaries
 from memlens.simulation.memory import DeviceMemory
 from memlens.simulation.problems import Notes, refuse
 from memlens.simulation.values import MOST_BYTES, StandIn, Values, stand_in
@@ -72,6 +74,10 @@ class _Facts:
     """Position of the argument that says the size; -1: none does."""
     name: str
     is_product: bool
+    replaced: Callable[..., Any] | None
+    """Makes its results those of CUDA."""
+    limit: str
+    """What is not known of its memory; empty: nothing to speak of."""
 
 
 @cache
@@ -90,6 +96,8 @@ def _facts(func: torch._ops.OpOverload) -> _Facts:
         sizes=next((place for place, each in enumerate(arguments) if each.name == "size"), -1),
         name=name,
         is_product=name in _MATRIX_PRODUCTS,
+        replaced=replacement(func),
+        limit=LIMITS.get(name, ""),
     )
 
 
@@ -111,7 +119,13 @@ class Simulation(TorchDispatchMode):
         self.notes = notes
         self.values = Values()
         self.data_less = DataLess()
+        self.in_place = InPlace()
         self._workspace_bytes = workspace_bytes
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled, so torch need not wrap what is called for every operator."""
+        return False
 
     def __torch_dispatch__(
         self,
@@ -181,6 +195,10 @@ class Simulation(TorchDispatchMode):
         except NotImplementedError as error:
             raise self.refuse(func, error) from None
         memory = self.memory
+        if facts.replaced is not None and any(map(on_device, _tensors(result))):
+            result = facts.replaced(func, args, kwargs, result)
+        if facts.limit and on_device(args[0]):
+            self.notes.add(facts.limit)
         if facts.makes:
             used = temporaries(func, args, kwargs, result)
             for tensor in _tensors(result):
@@ -345,11 +363,16 @@ def _equal(sim: Simulation, func: Any, types: Any, args: Any, kwargs: Any) -> An
 
 
 def _copy(sim: Simulation, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """A small host tensor is real: what comes into it from the device is a stand-in."""
     target, origin = args[0], args[1]
+    value = sim.values.of(origin) if isinstance(origin, FakeTensor) else origin
     if isinstance(target, FakeTensor):
-        return NotImplemented
-    value = sim.values.of(origin)
+        result = sim._without_data(func, _facts(func), types, args, kwargs)
+        # What is written over as a whole is known, if what comes is.
+        is_whole = target.nbytes == target.untyped_storage().nbytes()
+        if value is not None and is_whole and value.nbytes <= MOST_BYTES:
+            sim.values.set(target, value.expand(target.shape).to(target.dtype, copy=True))
+        return result
+    # A small host tensor is real: what comes into it from the device is a stand-in.
     if value is not None:
         return func(target, value, *args[2:], **kwargs)
     sim.notes.add("a tensor that is copied from the device holds stand-ins")
@@ -411,7 +434,19 @@ def _index(sim: Simulation, func: Any, types: Any, args: Any, kwargs: Any) -> An
     return sim._run(func, types, (args[0], numbers, *args[2:]), kwargs, is_fake=True)
 
 
+def _in_place(sim: Simulation, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """Torch takes a new tensor only because a mode is there."""
+    if kwargs or not sim.in_place.is_meant(func, args):
+        return NotImplemented
+    used = temporaries(func, args, kwargs, args[0])
+    if used:
+        sim.memory.pass_through(used)
+    sim.values.lose(args[0])
+    return args[0]
+
+
 _SPECIAL: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys((name.partition("::")[2] for name in OPERATORS), _in_place),
     "_local_scalar_dense": _local_scalar_dense,
     "equal": _equal,
     "copy_": _copy,

@@ -29,6 +29,7 @@ def install_host(simulation: Simulation) -> None:
     _skip_checkpoints(notes)
     _run_eagerly(notes)
     _name_devices()
+    _take_cudas_ways()
     memory = simulation.memory
     plain: Callable[[Any], int] = _torch.UntypedStorage.data_ptr
 
@@ -186,3 +187,23 @@ def _name_devices() -> None:
         )
         _torch.accelerator.is_available = lambda: True
         _torch.accelerator.device_count = lambda: 1
+
+
+def _take_cudas_ways() -> None:
+    """Where torch or a library asks whether it is CUDA, or whether tensors have no data at all."""
+    from torch import _meta_registrations, _subclasses
+
+    registrations: Any = _meta_registrations
+    hint: Callable[[Any], str] = registrations.device_hint
+
+    def device_hint(tensor: Any) -> str:
+        # Strides and extra results of some kernels are the device's own.
+        found = hint(tensor)
+        return CUDA.type if found == SIMULATED.type else found
+
+    registrations.device_hint = device_hint
+
+    class Traced(FakeTensor):
+        """What libraries take for a tensor that is traced: Transformers makes other masks for such."""
+
+    _subclasses.FakeTensor = Traced  # type: ignore[misc]

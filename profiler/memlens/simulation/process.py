@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from memlens.allocator.settings import AllocatorSettings
-from memlens.simulation.backend import register_accelerator
+from memlens.simulation.autocast import install_autocast
+from memlens.simulation.backend import DEVICE_TYPE, register_accelerator
 from memlens.simulation.cuda_api import Card, install_cuda
 from memlens.simulation.disguise import disguise_tensors, replace_kernels
 from memlens.simulation.dispatch import Simulation
+from memlens.simulation.distributed import install_distributed
 from memlens.simulation.host import install_host
+from memlens.simulation.kernels.composites import keep_whole
+from memlens.simulation.kernels.softmax import convert_in_softmax
 from memlens.simulation.memory import DeviceMemory
 from memlens.simulation.problems import Notes
 from memlens.sources.cuda_workspaces import default_workspace_bytes
@@ -38,11 +42,12 @@ def current_simulation() -> Simulated | None:
     return _current
 
 
-def begin_simulation(card: Card) -> Simulated:
+def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     """From here on, on this thread, tensors have no data. There is no way back.
 
     Args:
         card: what `cuda` is to be.
+        world_size: how many ranks there would be; this one is the first.
     """
     global _current
     if _current is not None:
@@ -53,12 +58,17 @@ def begin_simulation(card: Card) -> Simulated:
     memory = DeviceMemory(settings, card.total_memory)
     notes = Notes()
     register_accelerator()
+    keep_whole()
+    install_autocast(DEVICE_TYPE)
+    convert_in_softmax()
     capability = (card.major, card.minor)
     simulation = Simulation(memory, notes, default_workspace_bytes(os.environ, capability))
     install_cuda(memory, card)
     install_host(simulation)
+    install_distributed(world_size)
     disguise_tensors(simulation)
     replace_kernels()
     simulation.__enter__()
+    simulation.in_place.measure()
     _current = Simulated(memory, notes, settings.to_snapshot(), card)
     return _current

@@ -40,6 +40,7 @@ class History(Protocol):
     def calls(self, device: int) -> int: ...  # noqa: D102
     def is_capturing(self) -> bool: ...  # noqa: D102
     def device_memory(self, device: int) -> tuple[int, int]: ...  # noqa: D102
+    def current_stream(self, device: int) -> int: ...  # noqa: D102
     def limit_bytes(self, device: int) -> int | None: ...  # noqa: D102
     def pinned_bytes(self) -> int | None: ...  # noqa: D102
     def observe_out_of_memory(self, call: OutOfMemoryCall | None) -> bool: ...  # noqa: D102

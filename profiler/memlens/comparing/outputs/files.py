@@ -44,6 +44,8 @@ CSV_HEADER = (
     "notes",
     "reused",
     "run",
+    "reserved_peak_bytes",
+    "fits",
 )
 """Columns may be added behind these, but none of them moves or changes its meaning."""
 
@@ -99,6 +101,9 @@ def _row(comparison: Comparison, result: Result) -> Iterator[tuple[str, Value]]:
     yield "notes", "; ".join(result.notes)
     yield "reused", _boolean(result.reused)
     yield "run", result.run
+    verdict = comparison.verdicts.get(result.name)
+    yield "reserved_peak_bytes", result.reserved_peak_bytes
+    yield "fits", None if verdict is None else _boolean(verdict.fits)
 
 
 def _boolean(value: bool) -> str:

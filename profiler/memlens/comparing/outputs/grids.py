@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from memlens.palette import Series
     from memlens.report.ink import Ink
 
-__all__ = ["REUSED_MARK", "categories_grids", "peaks_grid", "steps_grid"]
+__all__ = [
+    "NARROW",
+    "REUSED_MARK",
+    "Ran",
+    "categories_grids",
+    "name_cell",
+    "names_width",
+    "peaks_grid",
+    "right",
+    "steps_grid",
+]
 
 REUSED_MARK = "*"
 
@@ -47,14 +57,14 @@ def peaks_grid(comparison: Comparison, series: Sequence[Series], ink: Ink, *, wi
     numbers = BYTES_WIDTH + GAP + len("+100.0 %") + GAP
     numbers += (GAP + BYTES_WIDTH + 1) if wide else 0
     names = [_shown(result) for result in comparison.results]
-    name_width = _name_width(names, max(12, (width - numbers) * 11 // 20))
+    name_width = names_width(names, max(12, (width - numbers) * 11 // 20))
     bar_width = min(60, width - numbers - name_width - 2 * GAP)
     table = make_table(
         Column("variant", no_wrap=True),
-        _right("peak"),
+        right("peak"),
         *([Column("", width=bar_width)] if bar_width >= 6 else []),
-        *([_right("change")] if wide else []),
-        _right("" if wide else "change"),
+        *([right("change")] if wide else []),
+        right("" if wide else "change"),
     )
     full = max((r.peak.allocated_bytes for r in comparison.results if r.peak), default=0)
     for result, name in zip(comparison.results, names, strict=True):
@@ -70,7 +80,7 @@ def peaks_grid(comparison: Comparison, series: Sequence[Series], ink: Ink, *, wi
         if is_baseline and peak is not None:
             change, percent = (Text("baseline"), Text()) if wide else (Text(), Text("baseline"))
         table.add_row(
-            _name(name, name_width),
+            name_cell(name, name_width),
             size,
             *([bar] if bar_width >= 6 else []),
             *([change] if wide else []),
@@ -101,7 +111,7 @@ def _variants_as_columns(
     table = make_table(
         Column("", width=1),
         Column("category", no_wrap=True),
-        *(_right("\n".join(head)) for head in heads),
+        *(right("\n".join(head)) for head in heads),
     )
     for each in series:
         amounts = [each.amount(peak.categories) for _, peak in ran]
@@ -124,8 +134,8 @@ def _variants_as_rows(
         for head, cells in columns
     ]
     if width - sum(taken) >= SHORT_NAME:
-        return [_rows(names, _name_width(names, width - sum(taken)), columns)]
-    name_width = _name_width(names, max(SHORT_NAME, width // 3))
+        return [_rows(names, names_width(names, width - sum(taken)), columns)]
+    name_width = names_width(names, max(SHORT_NAME, width // 3))
     per_table = max(1, (width - name_width) // max(taken))
     # As many columns in each, so that the last one is no shorter than the others.
     size = -(-len(columns) // -(-len(columns) // per_table))
@@ -139,10 +149,10 @@ def _rows(
     names: Sequence[str], name_width: int, columns: Sequence[tuple[str, list[Text]]]
 ) -> Table:
     table = make_table(
-        Column("variant", no_wrap=True, width=name_width), *(_right(head) for head, _ in columns)
+        Column("variant", no_wrap=True, width=name_width), *(right(head) for head, _ in columns)
     )
     for at, name in enumerate(names):
-        table.add_row(_name(name, name_width), *(cells[at] for _, cells in columns))
+        table.add_row(name_cell(name, name_width), *(cells[at] for _, cells in columns))
     return table
 
 
@@ -151,15 +161,15 @@ def steps_grid(comparison: Comparison, ran: Ran, *, width: int) -> Table:
     names = [plain(result.name) for result, _ in ran]
     wide, widest = width >= NARROW, width >= WIDE
     where = [plain(f"step {peak.step}, {peak.phase}") for _, peak in ran]
-    columns = [_right("step time"), _right("final loss")]
+    columns = [right("step time"), right("final loss")]
     numbers = 10 + 10
     if wide:
-        columns = [_right(each) for each in ("step time", "ratio", "steps", "final loss", "change")]
+        columns = [right(each) for each in ("step time", "ratio", "steps", "final loss", "change")]
         numbers += 7 + 6 + 10
     if widest:
         columns.append(Column("peak in", no_wrap=True))
         numbers += max(map(len, where))
-    name_width = _name_width(names, max(12, width - numbers - GAP * len(columns)))
+    name_width = names_width(names, max(12, width - numbers - GAP * len(columns)))
     table = make_table(Column("variant", no_wrap=True), *columns)
     for (result, _), name, when in zip(ran, names, where, strict=True):
         difference = comparison.difference(result)
@@ -174,7 +184,7 @@ def steps_grid(comparison: Comparison, ran: Ran, *, width: int) -> Table:
             cells.append(_known(_loss_change(change) if not is_baseline else "baseline"))
         if widest:
             cells.append(Text(when))
-        table.add_row(_name(name, name_width), *cells, style="bold" if is_baseline else "")
+        table.add_row(name_cell(name, name_width), *cells, style="bold" if is_baseline else "")
     return table
 
 
@@ -182,16 +192,18 @@ def _shown(result: Result) -> str:
     return plain(result.name) + (f" {REUSED_MARK}" if result.reused else "")
 
 
-def _name_width(names: Sequence[str], at_most: int) -> int:
+def names_width(names: Sequence[str], at_most: int) -> int:
     """As wide as the longest name, or less, so that long ones take several lines."""
     return min(max(len("variant"), *map(cell_len, names)), at_most)
 
 
-def _name(name: str, width: int) -> Text:
+def name_cell(name: str, width: int) -> Text:
+    """A name, broken into lines."""
     return Text("\n".join(wrap_name(name, width)))
 
 
-def _right(header: str) -> Column:
+def right(header: str) -> Column:
+    """A column of numbers."""
     return Column(header, justify="right", no_wrap=True)
 
 

@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from memlens.comparing.outputs import grids
+from memlens.comparing.outputs.cards import cards_grid, shortages
 from memlens.palette import series_of
 from memlens.report.chart import legend
 from memlens.report.ink import Ink
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["print_comparison"]
 
 TIME_NOTE = "step time: median without the first, recorded by memlens all the while"
+CARD_NOTE = "reserved: what the allocator takes from the device; simulated, so there is no time and no loss"
 CAPACITY_NOTE = "by what was allocated; an allocator's slack and a device's context come on top"
 
 
@@ -59,7 +61,13 @@ def print_comparison(
         _section(console, "At the peak, " + ("by published name" if rollup else "by category"))
         for grid in grids.categories_grids(ran, series, ink, width=console.width):
             console.print(grid)
-    if ran:
+    if ran and comparison.simulated:
+        _section(console, "On the card")
+        console.print(cards_grid(comparison, ran, width=console.width))
+        console.print(Text(CARD_NOTE, style="dim"))
+        for line in shortages(comparison):
+            console.print(Text(line, overflow="fold"))
+    elif ran:
         _section(console, "Time and loss")
         console.print(grids.steps_grid(comparison, ran, width=console.width))
         console.print(Text(TIME_NOTE, style="dim"))

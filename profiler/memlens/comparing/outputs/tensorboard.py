@@ -5,6 +5,7 @@
         adamw/                           a run per variant: its row in the HParams tab
                                          peak_MiB        the peak
                                          peak_MiB/*      each category's part of it
+                                         reserved_peak_MiB  what the allocator took, where it does
                                          step_time_ms    median of a step
                                          loss            at every backward
         adamw8bit/                       ...
@@ -143,6 +144,8 @@ def _write_variant(
     for category in categories:
         size_bytes = result.peak.categories.get(category, 0)
         file.scalar(f"peak_MiB/{category.value}", size_bytes / MIB, 0, when_ns)
+    if result.reserved_peak_bytes is not None:
+        file.scalar("reserved_peak_MiB", result.reserved_peak_bytes / MIB, 0, when_ns)
     if result.step_time_ns is not None:
         file.scalar("step_time_ms", result.step_time_ns / 1e6, 0, when_ns)
     losses = result.losses or (() if result.final_loss is None else (result.final_loss,))

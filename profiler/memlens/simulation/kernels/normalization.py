@@ -17,8 +17,6 @@ __all__ = ["batch_norm"]
 
 _MOST_BATCHES = {True: 880801, False: 65535}
 """More samples than that are not cuDNN's, in training and without."""
-_SMALLEST_EPSILON = 0.0
-"""`CUDNN_BN_MIN_EPSILON` of cuDNN 8 and later."""
 
 
 def batch_norm(
@@ -35,7 +33,7 @@ def batch_norm(
     if (
         weight is not None
         and bias is not None
-        and _suits_cudnn(input, weight, running_mean, running_var, training, eps)
+        and _suits_cudnn(input, weight, running_mean, running_var, training)
     ):
         out: Tensor = torch.ops.aten.cudnn_batch_norm(
             input if _is_dense(input) else input.contiguous(),
@@ -68,7 +66,6 @@ def _suits_cudnn(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    eps: float,
 ) -> bool:
     if not torch.backends.cudnn.enabled or input.numel() == 0:
         return False
@@ -79,8 +76,5 @@ def _suits_cudnn(
     if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
         return False
     return (
-        input.dim() >= 3
-        and input.size(0) <= _MOST_BATCHES[training]
-        and eps >= _SMALLEST_EPSILON
-        and input.numel() < 2**31 - 1
+        input.dim() >= 3 and input.size(0) <= _MOST_BATCHES[training] and input.numel() < 2**31 - 1
     )

@@ -1,0 +1,1 @@
+"""Requests for memory that failed, explained for people and for programs."""
