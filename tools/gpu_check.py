@@ -3,6 +3,8 @@
     python tools/gpu_check.py                        everything (about nine minutes)
     python tools/gpu_check.py --quick                fewer rounds and jobs
     python tools/gpu_check.py --device cpu --quick   the same code over the CPU's allocator
+    python tools/gpu_check.py --plans                instead: jobs run for real and planned (nine minutes)
+    python tools/gpu_check.py --plans --device cpu   the same, each job planned twice
 
 Needs torch, memlens' dependencies and transformers; what else is missing is said in its row. Memlens
 need not be installed. Every job runs in a process of its own (tools/gpu_job.py), several at a time but
@@ -22,8 +24,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gpu.bench import FAIL, PASS, SKIPPED, Bench, Stopped, Verdict
+from gpu.bench import FAIL, PASS, SKIPPED, Bench, Found, Stopped, Verdict
 from gpu.checks import SECTIONS, Check, Section
+from gpu.matrix import MATRIX
+from gpu.plans import DEFAULT_CARD, Planner, run_plans
+from gpu.plans_table import PlansTable, summary_line
 from gpu.table import Table
 
 
@@ -72,14 +77,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and jobs")
     parser.add_argument("--minutes", type=float, default=9, help="in all; default: 9")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--plans", action="store_true", help="hold plans against real runs")
+    parser.add_argument("--out", type=Path, help="default: gpu_check.md or gpu_plans.md, beside it")
     parser.add_argument("--work", type=Path, help="keep captures and results in this new folder")
     parser.add_argument(
         "--only", action="append", default=[], help="checks with this in their name"
     )
     cores = os.cpu_count() or 1
-    parser.add_argument("--jobs", type=int, default=max(1, min(4, cores // 2)), help="at a time")
-    return parser.parse_args()
+    parser.add_argument("--jobs", type=int, help="at a time")
+    options = parser.parse_args()
+    here = Path(__file__)
+    if options.plans:
+        # A job is a run, which waits for the GPU, and a plan, which takes one core.
+        options.jobs = options.jobs or max(1, min(8, cores // 2))
+        options.out = options.out or here.with_name("gpu_plans.md")
+    else:
+        options.jobs = options.jobs or max(1, min(4, cores // 2))
+        options.out = options.out or here.with_suffix(".md")
+    return options
+
+
+def hold_plans(bench: Bench, facts: Found, options: argparse.Namespace, command: str) -> int:
+    """Run the matrix; returns the exit code."""
+    chosen = [
+        job
+        for job in MATRIX
+        if (job.quick or not options.quick)
+        and (not options.only or any(word.lower() in job.title for word in options.only))
+    ]
+    card = DEFAULT_CARD
+    if bench.is_cuda:
+        found = bench.job("card")
+        card = tuple(found["words"])
+        facts["planned as"] = found["text"]
+    facts["at a time"] = f"one run and {options.jobs} plans"
+    table = PlansTable(options.out, command, chosen, planned_twice=not bench.is_cuda, facts=facts)
+    run_plans(Planner(bench, card), chosen, table, options.jobs)
+    summary = table.summary
+    print(f"{bench.elapsed_s:6.1f} s  {summary.state}: {summary_line(summary)}", flush=True)
+    for failure in summary.failures:
+        print(f"{'':10}{failure}")
+    print(f"written to {options.out} and {options.out.with_suffix('.json')}")
+    return 1 if summary.failures else 0
 
 
 def main() -> int:
@@ -88,14 +127,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as temporary:
         folder = options.work.resolve() if options.work else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        table = Table(options.out, command)
         bench = Bench(options.device, quick=options.quick, minutes=options.minutes, folder=folder)
         try:
-            table.facts = bench.job("facts")
+            facts = bench.job("facts")
+            print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+            if options.plans:
+                return hold_plans(bench, facts, options, command)
         except Stopped as stopped:
             print(f"nothing can be checked here: {stopped.verdict.log or stopped}", file=sys.stderr)
             return 2
-        print(", ".join(f"{name} {value}" for name, value in table.facts.items()), flush=True)
+        table = Table(options.out, command, facts)
         run_all(bench, table, options.jobs, [word.lower() for word in options.only])
         print(f"{bench.elapsed_s:6.1f} s  {table.summary}; written to {options.out}")
     return 1 if table.count(FAIL) or not table.count(PASS) else 0

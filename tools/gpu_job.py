@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the capture")
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--readings", type=Path, help="for `examine`")
+    parser.add_argument("--words", default="", help="of a built-in job, for `model`")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plain", action="store_true", help="open no session")
@@ -129,6 +131,7 @@ def examine_rank(rank: Any) -> Results:
         "peak_bytes": peak.allocated_bytes,
         "peak_categories": {kind.value: size for kind, size in peak.categories.items() if size},
         "peak_phase": peak.phase.value,
+        "peak_step": peak.step,
         "reserved_peak_bytes": rank.reserved_peak_bytes,
         "gauges": {gauge.what: gauge.peak_bytes for gauge in rank.gauges()},
         "complete": coverage.complete,
@@ -261,6 +264,48 @@ def out_of_memory(options: argparse.Namespace) -> Results:
     return found
 
 
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def model(options: argparse.Namespace) -> Results:
+    """A built-in job as it is, and what torch.cuda says of its peaks at the end."""
+    import torch
+
+    from memlens.models.job import main as train_model
+
+    train_model(shlex.split(options.words))
+    return {
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "reserved_peak_bytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def card(options: argparse.Namespace) -> Results:
+    """How a command line of `memlens plan` calls this machine's card."""
+    import torch
+
+    from memlens.catalogue.gpus import CONTEXT_BYTES, GPUS
+
+    here = torch.cuda.get_device_properties(0)
+    alike = [gpu for gpu in GPUS.values() if gpu.capability == (here.major, here.minor)]
+    if not alike:
+        sys.exit(f"memlens plan knows no card of compute capability {here.major}.{here.minor}")
+    processors = here.multi_processor_count
+    near = min(
+        alike,
+        key=lambda gpu: (
+            abs(gpu.multi_processors - processors),
+            abs(gpu.total_bytes - here.total_memory),
+        ),
+    )
+    text = f"{near.name} with {here.total_memory:,} B"
+    if near.multi_processors != processors:
+        text += f" and {near.multi_processors} multiprocessors instead of {processors}"
+    # What `--capacity` takes is without the context.
+    capacity = here.total_memory - CONTEXT_BYTES
+    return {"words": ["--gpu", near.name, "--capacity", str(capacity)], "text": text}
+
+
 # -- scripts and facts -----------------------------------------------------------------------------
 
 
@@ -323,9 +368,11 @@ def speed(options: argparse.Namespace) -> Results:
 
 JOBS = {
     "calls": calls,
+    "card": card,
     "examine": examine,
     "facts": facts,
     "losses": losses,
+    "model": model,
     "out-of-memory": out_of_memory,
     "script": script,
     "speed": speed,

@@ -53,7 +53,9 @@ class BitsAndBytesAdapter:
     def simulate(self) -> None:
         """Put a native library that does nothing in the place of the one that needs CUDA."""
         from memlens.simulation.imports import when_imported
+        from memlens.simulation.parameters import allow_subclasses
 
+        allow_subclasses()
         loader: Any = ctypes.LibraryLoader
         load: Callable[[Any, str], Any] = loader.LoadLibrary
 
@@ -130,13 +132,13 @@ _pages: list[mmap.mmap] = []
 
 
 def _run_cuda_kernels() -> None:
-    """Have the kernels that the library registered for CUDA run on the simulated device."""
+    """Have the kernels that the library has for CUDA run on the simulated device."""
     from memlens.simulation.dispatch import Simulation
 
+    # Computed: also those that it registered for every device.
+    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
     for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("bitsandbytes::") and torch._C._dispatch_has_kernel_for_dispatch_key(
-            name, "CUDA"
-        ):
+        if name.startswith("bitsandbytes::") and has_kernel(name, "CUDA"):
             torch.library.register_torch_dispatch(name, Simulation, _run_cuda_kernel)
 
 

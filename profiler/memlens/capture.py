@@ -54,6 +54,8 @@ class Capture:
         ranks = sorted(ranks, key=lambda item: item[1].header["started_ns"])
         first = ranks[0][1].header
         world_size = max(data.header["world_size"] for _, data in ranks)
+        if first["source"] == "simulated":  # those that were simulated stand for all
+            world_size = len(ranks)
         numbers, problems = number_ranks([data.header["rank"] for _, data in ranks], world_size)
         captures = [
             RankCapture(data, number, device)

@@ -195,7 +195,7 @@ DIFFERENT: dict[str, tuple[str, dict[str, int]]] = {
         ("adam8bit", "adamw8bit", "paged-adamw8bit", "lion8bit"),
         (NATIVE, dict.fromkeys(DTYPES, 0)),
     ),
-    # As much as the projected gradient, the update, and its projection back, of which two live.
+    # The projected gradient, its update, and the projection back before and after it is scaled.
     "galore-adamw8bit": (NATIVE, {"bf16": 2 * 2 * WIDTH * WIDTH + 2 * 128 * WIDTH * 2}),
     **dict.fromkeys(
         ("adam8bit-torchao", "adamw8bit-torchao"),

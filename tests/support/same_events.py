@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -11,10 +12,9 @@ from tests.simulation.conftest import simulate
 from tests.support.jobs import run_memlens, write_script
 
 import memlens
-from memlens.capture import RankCapture
-from memlens.events import Category
-from memlens.rank import CATEGORIES
 from memlens.attribution.segments import PHASES
+from memlens.capture import RankCapture
+from memlens.rank import CATEGORIES
 
 __all__ = ["Event", "differences", "events_of", "really_and_simulated"]
 
@@ -27,6 +27,15 @@ HEAD = """
     torch.manual_seed(0)
 """
 """Begins each job; `{device}` is `cpu` or `cuda`."""
+
+CPU_KERNELS = """
+    import torch
+    from memlens.simulation import dispatch
+    from tests.support.cpu_kernels import temporaries
+
+    dispatch.temporaries = temporaries
+"""
+"""Begins the simulated one: kernels have buffers of their own, and CUDA's others than the CPU's."""
 
 NO_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":0:0"}
 
@@ -45,7 +54,8 @@ class Event:
     phase: str
     module: str
     step: int
-    name: str = ""
+    name: str
+    """Of the tensor, if an observer told it."""
 
 
 def events_of(rank: RankCapture) -> list[Event]:
@@ -53,13 +63,13 @@ def events_of(rank: RankCapture) -> list[Event]:
     blocks, attribution, segments = rank.blocks, rank.attribution, rank.segments
     found: list[tuple[int, Event]] = []
     for number in range(len(blocks.first)):
-        place = attribution.segment[number]
         size_bytes = int(blocks.requested_bytes[number])
         if size_bytes <= _HOST_BYTES:
             continue
-        for action, at in (("alloc", int(blocks.first[number])), ("free", int(blocks.last[number]))):
+        ends = {"alloc": int(blocks.first[number]), "free": int(blocks.last[number])}
+        for action, at in ends.items():
             if at < len(blocks.time_ns):
-                where = place if action == "alloc" else int(segments.at(blocks.time_ns[at : at + 1])[0])
+                where = int(segments.at(blocks.time_ns[at : at + 1])[0])
                 event = Event(
                     action,
                     size_bytes,
@@ -83,19 +93,33 @@ def really_and_simulated(
         folder: gets both.
         stacks: record Python stacks.
     """
-    # What CUDA's kernels need for themselves, the CPU's need not.
-    plain = "import torch; from memlens.simulation import dispatch; dispatch.temporaries = lambda *_: ()\n"
-    texts = {device: dedent(HEAD.replace("{device}", device)) + dedent(job) for device in ("cpu", "cuda")}
+    texts = {
+        device: dedent(HEAD.replace("{device}", device)) + dedent(job) for device in ("cpu", "cuda")
+    }
     script = write_script(folder / "real" / "job.py", texts["cpu"])
     flag = "--stacks" if stacks else "--no-stacks"
     words = ("run", "--device", "cpu", "--out", "run", flag, str(script))
     done = run_memlens(*words, cwd=script.parent)
     assert done.returncode == 0, done.stderr[-4000:]
     (real,) = memlens.load(script.parent / "run").ranks
-    return real, simulate(plain + texts["cuda"], folder / "simulated", stacks=stacks, environment=NO_WORKSPACE).rank
+    return real, simulate(
+        dedent(CPU_KERNELS) + texts["cuda"],
+        folder / "simulated",
+        stacks=stacks,
+        environment=NO_WORKSPACE,
+    ).rank
 
 
-def differences(real: RankCapture, simulated: RankCapture) -> list[str]:
-    """What one has and the other has not, as a diff."""
-    lines = [[str(event) for event in events_of(rank)] for rank in (real, simulated)]
-    return [line for line in unified_diff(*lines, lineterm="", n=0)]
+def differences(
+    real: RankCapture, simulated: RankCapture, *, only_real: Collection[int] = ()
+) -> list[str]:
+    """What one has and the other has not, as a diff.
+
+    Args:
+        real: of the CPU.
+        simulated: of the same job.
+        only_real: sizes of buffers that only a kernel of the CPU takes.
+    """
+    events = [event for event in events_of(real) if event.requested_bytes not in only_real]
+    lines = [[str(event) for event in each] for each in (events, events_of(simulated))]
+    return list(unified_diff(*lines, "real", "simulated", lineterm="", n=0))

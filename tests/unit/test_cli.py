@@ -32,13 +32,22 @@ FROZEN_COMMANDS = {
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "compare": {
         "--optimizer", "--baseline", "--no-retain-grad", "--model", "--capacity", "--rollup",
-        "--json", "--out", "--fresh", "--tensorboard", "--stacks", "--no-stacks",
+        "--json", "--out", "--fresh", "--tensorboard", "--stacks", "--no-stacks", "--plan", "--gpu",
+        "--steps", "--settings",
     },
     "diff": {"--json", "--rollup", "--rank", "--step", "--top"},
     "optimizers": {"--measure", "--chart", "--dtype", "--only", "--json"},
     "estimate": {
         "--params", "--model", "--optimizer", "--precision", "--zero", "--gpus", "--gpu",
         "--no-retain-grad", "--json",
+    },
+    "plan": {
+        "--gpu", "--capacity", "--model", "--optimizer", "--no-retain-grad", "--steps", "--settings",
+        "--rollup", "--json", "--out", "--stacks", "--no-stacks", "--max-batch", "--max-tokens",
+        "--max-model", "--multiple-of", "--fresh",
+    },
+    "advise": {
+        "--gpu", "--capacity", "--model", "--steps", "--settings", "--all", "--json", "--out", "--fresh",
     },
     "export": {"--to", "--out"},
     "replay": {"--json", "--settings", "--capacity", "--rank", "--device"},

@@ -23,11 +23,11 @@ LAYERS = (
     {"analysis"},
     {"rank"},
     {"capture"},
-    {"recording", "sources", "observers", "adapters"},
+    {"recording", "sources", "observers", "adapters", "simulation"},
     {"variants"},
     {"importing", "launch", "report"},
     {"exporters", "doctor"},
-    {"comparing"},
+    {"comparing", "planning"},
     {"cli", "__main__"},
 )
 """A part may import from its own layer and from those above it in this list."""

@@ -28,7 +28,9 @@ COMMANDS: dict[str, Entry] = {
         "memlens.cli.diff:command", "Compare two runs, down to module and allocation site."
     ),
     "plan": Entry("memlens.cli.plan:command", "Say what a job needs on a GPU, without one."),
-    "advise": Entry("memlens.cli.advise:command", "Say what to change so that a job fits on a GPU."),
+    "advise": Entry(
+        "memlens.cli.advise:command", "Say what to change so that a job fits on a GPU."
+    ),
     "optimizers": Entry(
         "memlens.cli.optimizers:command", "List the optimizers, and what they cost."
     ),

@@ -10,6 +10,7 @@ import click
 from memlens.cli.plan import JobCommand
 
 if TYPE_CHECKING:
+    from memlens.comparing.results import Result
     from memlens.planning.advise import Advice
     from memlens.planning.simulated import Simulated
     from memlens.planning.sizes import JobWords
@@ -52,7 +53,9 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Folder for captures; results in it are used again.  [default: memlens-runs/advise-<name>]",
 )
-@click.option("--fresh", is_flag=True, help="Simulate all anew, also what an earlier call has found.")
+@click.option(
+    "--fresh", is_flag=True, help="Simulate all anew, also what an earlier call has found."
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -111,7 +114,7 @@ def _advise(
     folder = (out or Path(DEFAULT_FOLDER, f"advise-{plain.name}")).absolute()
     with make_progress(None) as progress:
 
-        def simulate(name: str, changed: JobWords, variant: str):  # type: ignore[no-untyped-def]
+        def simulate(name: str, changed: JobWords, variant: str) -> Result:
             progress.begin(name)
             told = planned_job(changed.words, changed.literal, changed.model, runner.steps)
             trial = Trial(name, told, parse_variant(variant) if variant else None)

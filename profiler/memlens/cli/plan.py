@@ -144,7 +144,9 @@ def split_job(
     type=click.IntRange(min=1),
     help="Of batches or tokens, try multiples of this only.  [default: 1, for tokens 64]",
 )
-@click.option("--fresh", is_flag=True, help="Simulate all sizes anew, also what an earlier search has.")
+@click.option(
+    "--fresh", is_flag=True, help="Simulate all sizes anew, also what an earlier search has."
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -304,7 +306,9 @@ def _search(
 
     card = runner.gpu
     if card is None:
-        raise click.UsageError(f"--max-{ladder.what} needs a card; name one with --gpu or --capacity")
+        raise click.UsageError(
+            f"--max-{ladder.what} needs a card; name one with --gpu or --capacity"
+        )
 
     def job_at(rung: int) -> ComparedJob:
         asked = ladder.job_at(rung)

@@ -41,7 +41,7 @@ def make_progress(total: int | None) -> Iterator[Progress]:
 
 
 class _Bar:
-    def __init__(self, bar: Bar, total: int) -> None:
+    def __init__(self, bar: Bar, total: int | None) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=total, line="")
 

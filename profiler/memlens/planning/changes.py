@@ -59,7 +59,7 @@ class Change:
     """It takes away from these only."""
     cost: Cost
     optimizer: str = ""
-    """The row of the catalogue that takes the place of the job's optimizer; empty: another kind of change."""
+    """The row of the catalogue that takes the place of the job's optimizer; empty: none does."""
     words: tuple[str, ...] = ()
     """What a built-in job is told beside its words."""
     share: float = 1.0
@@ -70,7 +70,7 @@ class Change:
 
 _TEMPORARIES = frozenset({Category.OPTIMIZER_TEMPORARY})
 _STATE = _TEMPORARIES | {Category.OPTIMIZER_STATE, Category.MASTER_WEIGHT}
-_ACTIVATIONS = frozenset({Category.ACTIVATION, Category.TEMPORARY, Category.WORKSPACE})
+_ACTIVATIONS = frozenset({Category.ACTIVATION, Category.TEMPORARY})
 _PYTORCH = "docs.pytorch.org"
 
 _COSTS: Mapping[str, Cost] = {
@@ -202,7 +202,7 @@ def _same_optimizer(row: str) -> Iterator[Change]:
 
 
 def _passes(words: Sequence[str], *, built_in: bool) -> Iterator[Change]:
-    batch = _ACTIVATIONS | {Category.INPUT}
+    batch = _ACTIVATIONS | {Category.INPUT, Category.WORKSPACE}
     if built_in:
         given = (batch_of(words) or "1").lower().replace("×", "x").partition("x")[0].strip()
         samples = int(given) if given.isdecimal() else 1
@@ -228,12 +228,11 @@ def _passes(words: Sequence[str], *, built_in: bool) -> Iterator[Change]:
             )
         return
     yield Change(
-        "accumulate-2",
-        "half the batch, gradients of two passes added up (memlens plan --max-batch finds the largest)",
+        "accumulate",
+        "smaller batches, gradients of several added up (memlens plan --max-batch finds the largest)",
         Axis.BATCH,
         batch,
         _COSTS["accumulate"],
-        share=0.5,
         simulated=False,
     )
     yield Change(

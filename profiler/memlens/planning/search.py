@@ -22,6 +22,8 @@ FURTHEST = 64
 """One step upwards goes no further than to so many times the rung, however flat the peak is there."""
 FLAT = 8
 """Where the peak has not changed, the step upwards."""
+NEAR = 64
+"""An extrapolation is taken to be right up to such a part of it."""
 IDLE_RUNG = 4096
 """If the peak is the same up to here as at the first rung, the size has no influence."""
 
@@ -114,17 +116,17 @@ def search(ladder: Ladder, gpu: Gpu, measure: Callable[[int], Try]) -> Found:
             raise SimulationError(_failed(tries[first]))
         return Found(ladder.what, gpu, tuple(tries.values()), None, tries[first])
     low, high = _bracket(ladder, gpu, fits, tries)
-    stride = 1
+    stride = 0
     guess = low if high is None else _between(low, high, gpu, tries)
     while high is not None and high - low > 1:
         # Where the extrapolation has come close, on from there in steps that grow.
+        stride = max(2 * stride, guess // NEAR) if stride else 1
         if fits(guess):
             low = guess
             guess = max(low + stride, _between(low, high, gpu, tries))
         else:
             high = guess
             guess = min(high - stride, _between(low, high, gpu, tries))
-        stride *= 2
         if not low < guess < high:
             guess = (low + high) // 2
     return Found(
@@ -150,7 +152,7 @@ def _bracket(
         if not fits(guess):
             return low, guess
         low, previous = guess, low
-        if ladder.rungs is None and low >= IDLE_RUNG and _peak(tries[low]) == _peak(tries[1]):
+        if ladder.rungs is None and low >= IDLE_RUNG and _same(tries[low], tries[1]):
             raise SimulationError(
                 f"the size seems to have no influence: the peak is the same with {tries[low].label} "
                 f"as with {tries[1].label}; does the job use it?"
@@ -180,6 +182,13 @@ def _between(low: int, high: int, gpu: Gpu, tries: dict[int, Try]) -> int:
 
 def _peak(of: Try) -> int:
     return of.result.reserved_peak_bytes or 0
+
+
+def _same(one: Try, other: Try) -> bool:
+    """Not one byte differs; where the peak is that of step(), the batch would still be seen in it."""
+    peaks = [(each.result.peak, each.result.reserved_peak_bytes) for each in (one, other)]
+    held = [(peak and (peak.allocated_bytes, peak.categories), most) for peak, most in peaks]
+    return held[0] == held[1]
 
 
 def _failed(first: Try) -> str:

@@ -20,6 +20,7 @@ __all__ = ["DEFAULT_GPU", "STEPS", "outcome_notes", "simulate", "simulation_sett
 DEFAULT_GPU = "A100 80GB"
 """What is simulated when nobody says what; it matters for what a job asks of its device."""
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_ABORTED = "ended by SIGABRT"
 STEPS = 3
 """The first makes the optimizer's state, the second has it all along, the third shows that it stays."""
 
@@ -85,6 +86,9 @@ def simulate(
         raise SimulationError(error)
     if result.status is Status.OK:
         return replace(result, notes=(*result.notes, *notes))
+    if result.reason == _ABORTED:
+        # By torch's device guard in Python, when an exception passes it.
+        return replace(result, reason=f"{_ABORTED}: an exception was raised within backward")
     return result
 
 

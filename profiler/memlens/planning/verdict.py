@@ -41,7 +41,7 @@ class Verdict:
     reserved_peak_bytes: int
     """With as much memory as the job likes."""
     retries: bool
-    """It fits only since the allocator gives back what it has cached when it is short; that costs time."""
+    """It fits only since the allocator, when short, gives back what it has cached; that costs time."""
     shortage: Shortage | None
 
     @property

@@ -40,18 +40,13 @@ class DataLess(FakeTensorMode):
 
 
 class Undisguised:
-    """While torch itself is at work, tensors tell the device that they really have.
+    """While an operator runs, tensors tell the device that they really have.
 
-    Use it as a context manager; `depth` says how many are open.
+    Only then: hooks on what autograd saves (checkpointing) compare devices, and must always see the same.
     """
 
     depth = 0
-
-    def __enter__(self) -> None:
-        Undisguised.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        Undisguised.depth -= 1
+    """How many operators are running, one within another."""
 
 
 class _Module(ModuleType):

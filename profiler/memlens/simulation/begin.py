@@ -55,4 +55,5 @@ def begin_planned(text: str, run: Path) -> Callable[[int], None]:
         Path(run, f"simulation-{os.getpid()}.json").write_text(json.dumps(outcome))
 
     atexit.register(write)
+    simulated.notes.on_error = write
     return on_step

@@ -16,7 +16,7 @@ import torch
 from memlens.simulation.disguise import CUDA
 from memlens.simulation.memory import DeviceMemory
 
-__all__ = ["Card", "install_cuda"]
+__all__ = ["Card", "Event", "Stream", "install_cuda"]
 
 
 class Card(SimpleNamespace):
@@ -174,8 +174,11 @@ def install_cuda(memory: DeviceMemory, card: Card) -> None:
             if hasattr(owner, name):
                 setattr(owner, name, answer)
     torch.version.cuda = torch.version.cuda or "12.8"
-    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
-        setattr(torch._C, "_cuda_clearCublasWorkspaces", memory.drop_workspaces)  # noqa: B010
+    for name, answer in {
+        "_cuda_clearCublasWorkspaces": memory.drop_workspaces,
+        "_cuda_getCurrentRawStream": lambda device: memory.stream,
+    }.items():
+        setattr(torch._C, name, answer)
 
 
 def _memory_answers(memory: DeviceMemory) -> dict[str, Any]:

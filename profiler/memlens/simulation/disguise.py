@@ -162,8 +162,7 @@ def replace_kernels() -> None:
         arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
         if not on_device(input):
             return plain(*arguments)
-        with Undisguised():
-            return batch_norm(*arguments)
+        return batch_norm(*arguments)
 
     functional.batch_norm = normalize
 
@@ -174,7 +173,6 @@ def _on_device_only(
     def function(*args: Any, **kwargs: Any) -> Any:
         if not on_device(args[0] if args else kwargs[first]):
             return plain(*args, **kwargs)
-        with Undisguised():
-            return ours(*args, **kwargs)
+        return ours(*args, **kwargs)
 
     return function

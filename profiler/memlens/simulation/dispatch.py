@@ -30,12 +30,20 @@ __all__ = ["Simulation", "on_device", "simulated_device"]
 _ATEN = torch.ops.aten
 _MATRIX_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "addbmm", "addmv", "dot", "mv", "_addmm_activation"})  # fmt: skip
 """Operators that ask cuBLAS, which wants a workspace."""
+_COMPOSED = frozenset({
+    "binary_cross_entropy_with_logits", "dist", "embedding", "logsumexp", "soft_margin_loss",
+    "soft_margin_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward", "_safe_softmax",
+    "_euclidean_dist", "mvlgamma", "ldexp", "block_diag", "rot90", "nan_to_num", "linalg_lstsq",
+})  # fmt: skip
+"""Operators that CUDA has no kernel for: torch makes them of others, whose results are memory as well."""
 _UNKNOWN = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+_NO_FAKE = "no fake impl registered"
+"""What torch says of a library's operator that it cannot run without data."""
 _DATA_WAY_OUT = (
     "what it gives depends on values, and a simulation has none; give the job a configuration in which "
     "this does not happen, or measure it with memlens run"
@@ -76,6 +84,10 @@ class _Facts:
     is_product: bool
     replaced: Callable[..., Any] | None
     """Makes its results those of CUDA."""
+    outs: tuple[str, ...]
+    """Names of arguments that take the results, and are made as large as those."""
+    composite: Any
+    """Key of the kernel that makes it of other operators, where these are to be seen; else None."""
     limit: str
     """What is not known of its memory; empty: nothing to speak of."""
 
@@ -97,8 +109,22 @@ def _facts(func: torch._ops.OpOverload) -> _Facts:
         name=name,
         is_product=name in _MATRIX_PRODUCTS,
         replaced=replacement(func),
+        outs=tuple(each.name for each in arguments if each.is_out),
+        composite=_composite(func, name),
         limit=LIMITS.get(name, ""),
     )
+
+
+def _composite(func: torch._ops.OpOverload, name: str) -> Any:
+    has = func.has_kernel_for_dispatch_key
+    keys = torch._C.DispatchKey
+    if func.namespace == "prim" or name in _SPECIAL or has(keys.PrivateUse1):
+        return None
+    # Autograd takes these apart; they come where it is not asked: in inference mode, in other composites.
+    if has(keys.CompositeImplicitAutograd):
+        return keys.CompositeImplicitAutograd
+    explicit = (keys.CompositeExplicitAutograd, keys.CompositeExplicitAutogradNonFunctional)
+    return next((key for key in explicit if name in _COMPOSED and has(key)), None)
 
 
 class Simulation(TorchDispatchMode):
@@ -110,7 +136,7 @@ class Simulation(TorchDispatchMode):
     Args:
         memory: of the device.
         notes: gets what cannot be known.
-        workspace_bytes: what cuBLAS is given at the first matrix product of a stream.
+        workspace_bytes: what cuBLAS is given at the first matrix product of a thread and stream.
     """
 
     def __init__(self, memory: DeviceMemory, notes: Notes, workspace_bytes: int) -> None:
@@ -164,6 +190,9 @@ class Simulation(TorchDispatchMode):
                 kwargs["generator"] = None
         if not is_fake and not (facts.is_factory and self._is_large(facts, args, kwargs)):
             return func(*args, **kwargs)
+        if facts.composite is not None:
+            with self:
+                return func._op_dk(facts.composite, *args, **kwargs)
         special = _SPECIAL.get(facts.name)
         if special is not None:
             result = special(self, func, types, args, kwargs)
@@ -184,6 +213,12 @@ class Simulation(TorchDispatchMode):
         self, func: Any, facts: _Facts, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         known = self._known(func, facts, args, kwargs)
+        outs = [
+            (storage, storage.nbytes())
+            for name in facts.outs
+            for tensor in _tensors(kwargs.get(name))
+            for storage in (tensor.untyped_storage(),)
+        ]
         try:
             result = self.data_less.__torch_dispatch__(func, types, args, kwargs)
         except _UNKNOWN as error:
@@ -192,8 +227,10 @@ class Simulation(TorchDispatchMode):
             result = _map(self._like, known)
         except SimulationError:
             raise
-        except NotImplementedError as error:
-            raise self.refuse(func, error) from None
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError) or _NO_FAKE in str(error):
+                raise self.refuse(func, error) from None
+            raise
         memory = self.memory
         if facts.replaced is not None and any(map(on_device, _tensors(result))):
             result = facts.replaced(func, args, kwargs, result)
@@ -207,9 +244,13 @@ class Simulation(TorchDispatchMode):
             if used:
                 memory.pass_through(used)
             if facts.is_product and on_device(args[0]):
-                memory.workspace(self._workspace_bytes)
+                in_backward = torch._C._current_graph_task_id() != -1
+                memory.workspace(self._workspace_bytes, in_backward=in_backward)
         elif facts.writes and (used := temporaries(func, args, kwargs, result)):
             memory.pass_through(used)
+        for storage, size_bytes in outs:
+            if storage.nbytes() != size_bytes:
+                memory.resize(storage)
         if known is not None:
             for tensor, value in zip(_tensors(result), _plain_tensors(known), strict=False):
                 self.values.set(tensor, value)

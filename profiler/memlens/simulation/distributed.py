@@ -1,6 +1,7 @@
 """One rank of several: collectives that do nothing, and take the memory that they would.
 
-The process is rank 0 of a process group that has no others. Torch's `fake` backend returns at once.
+The process is a rank, mostly the first, of a process group that has no others. Torch's `fake` backend
+returns at once.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ __all__ = ["install_distributed"]
 
 
 def install_distributed(world_size: int) -> None:
-    """Have `init_process_group` make a group of which this is rank 0; for the life of the process.
+    """Have `init_process_group` make a group that is not there; for the life of the process.
 
     Args:
-        world_size: how many ranks there would be.
+        world_size: how many ranks there would be. A launcher has said so already, and which this one is.
     """
     for name, value in {
         "RANK": "0",
@@ -38,7 +39,8 @@ def install_distributed(world_size: int) -> None:
     def init_process_group(*args: Any, **kwargs: Any) -> None:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        begin("fake", store=FakeStore(), rank=0, world_size=int(os.environ["WORLD_SIZE"]))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        begin("fake", store=FakeStore(), rank=rank, world_size=size)
 
     for owner in (distributed, distributed.distributed_c10d):
         owner.init_process_group = init_process_group

@@ -14,6 +14,7 @@ soon as one is active (`isTensorSubclassLike`). Here nothing has data, and a wri
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
@@ -35,14 +36,17 @@ _References = tuple[int, int, int]
 class InPlace:
     """Tells those operators from the same ones that a job asks for.
 
-    They differ in who has the first argument: nobody but the code that calls. How many references that
-    are depends on the release of torch, so it is measured once.
+    Torch's own code calls them without a Python frame between. Of those that a formula may also mean to
+    be out of place, the first argument must be nobody else's: how many references that are depends on
+    the release of torch, so it is measured once.
     """
 
     def __init__(self) -> None:
         self._frames = 0
         """From the asking frame to the engine's; 0: not measured yet."""
         self._alone: _References = (0, 0, 0)
+        self._written: Callable[[], Any] = lambda: None
+        """The last tensor that a formula wrote into."""
 
     def measure(self) -> None:
         """See what a tensor looks like that only the engine has."""
@@ -61,25 +65,28 @@ class InPlace:
         """
         in_backward = _task() != -1 and not torch.is_grad_enabled()
         may_be = OPERATORS[func._schema.name]
-        if not in_backward and may_be is not _is_sum:
-            return False
-        first = args[0]
-        references = (
-            first._use_count(),
-            _storage_use_count(first.untyped_storage()._cdata),
-            sys.getrefcount(first),
-        )
-        if not self._frames and may_be is _is_sum:
-            self._measured(references)
-        if references != self._alone:
-            return False
-        if may_be is _is_sum and _is_bias(args):
+        if may_be in (_is_sum, _is_of_loss):
+            if not (in_backward or may_be is _is_sum):
+                return False
+            first = args[0]
+            references = (
+                first._use_count(),
+                _storage_use_count(first.untyped_storage()._cdata),
+                sys.getrefcount(first),
+            )
+            if not self._frames and may_be is _is_sum:
+                self._measured(references)
+            # A formula in one expression refers to what it writes into once for each part of it.
+            if may_be is _is_sum and _is_bias(args):
+                # In inference mode there is one reference less. Python's own sums have one more.
+                return references[0] <= self._alone[0] and references[1:] == self._alone[1:]
+            again = may_be is _is_of_loss and first is self._written()
+            if references != self._alone and not again:
+                return False
+        if in_backward and sys._getframe(self._frames).f_code is _ENGINE and may_be(func, args):
+            self._written = weakref.ref(args[0])
             return True
-        return (
-            in_backward
-            and sys._getframe(self._frames).f_code is _ENGINE
-            and may_be(func, args)
-        )
+        return False
 
     def _measured(self, references: _References) -> None:
         frames, frame = 0, sys._getframe(1)

@@ -38,7 +38,7 @@ class DeviceMemory:
         self.stack: Callable[[], int] | None = None
         """Numbers the Python stack that allocates; None: nobody wants to know."""
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
-        self._workspaces: dict[int, int] = {}
+        self._workspaces: dict[tuple[int, bool], int] = {}
 
     # -- storages ------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class DeviceMemory:
             # The other streams are never behind: how far they overlap is not modelled.
             allocator.synchronize()
         if self.stack is not None:
-            allocator.frames = self.stack()  # type: ignore[assignment]
+            allocator.frames = (self.stack(),)  # type: ignore[assignment]
         return allocator.malloc(size_bytes, self.stream)
 
     def pass_through(self, sizes: Sequence[int]) -> None:
@@ -92,10 +92,15 @@ class DeviceMemory:
         for address in [self.malloc(size) for size in sizes]:
             self.allocator.free(address)
 
-    def workspace(self, size_bytes: int) -> None:
-        """A library's workspace: one per stream, made when first needed, and kept."""
-        if size_bytes and self.stream not in self._workspaces:
-            self._workspaces[self.stream] = self.malloc(size_bytes)
+    def workspace(self, size_bytes: int, *, in_backward: bool) -> None:
+        """cuBLAS's workspace: one per handle and stream, made when first needed, and kept.
+
+        Each thread has a handle of its own, and the autograd engine runs on a thread of the device
+        (`getCurrentCUDABlasHandle` in aten/src/ATen/cuda/CublasHandlePool.cpp).
+        """
+        key = (self.stream, in_backward)
+        if size_bytes and key not in self._workspaces:
+            self._workspaces[key] = self.malloc(size_bytes)
 
     def drop_workspaces(self) -> None:
         """As `torch._C._cuda_clearCublasWorkspaces`."""

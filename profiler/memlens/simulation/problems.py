@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Notes:
         """What it was, and where it was first."""
         self.error = ""
         """What ended the simulation, in one line; empty: nothing."""
+        self.on_error: Callable[[], None] = lambda: None
+        """Called when there is one: within backward, an exception may end the process at once."""
 
     def add(self, what: str) -> None:
         """Note something; only its first place is kept."""
@@ -65,5 +68,8 @@ class Notes:
 
 def refuse(notes: Notes, operation: str, why: str, way_out: str) -> SimulationError:
     """An error that names an operation, its line in the job, and the way out."""
-    notes.error = f"{operation} at {job_line()}: {why}; {way_out}"
-    return SimulationError(notes.error)
+    error = f"{operation} at {job_line()}: {why}; {way_out}"
+    if not notes.error:
+        notes.error = error
+        notes.on_error()
+    return SimulationError(error)

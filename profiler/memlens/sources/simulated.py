@@ -84,7 +84,7 @@ class SimulatedSource:
             "size_bytes": np.array(sizes, np.int64),
             "stream": np.array(streams, np.int64),
             "time_ns": np.array(times, np.int64),
-            "stack": np.array([each if type(each) is int else -1 for each in stacks], np.int32),
+            "stack": np.array([each[0] if each else -1 for each in stacks], np.int32),
         }
         action = columns["action"]
         # A free that no other stream delays is completed at once, and is one row.

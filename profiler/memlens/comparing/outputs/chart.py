@@ -150,7 +150,9 @@ def _frame(
         axes.spines[side].set_visible(side == "bottom" and bool(unit_name))
     axes.spines["bottom"].set_color(FAINT)
     axes.set_title(
-        f"Memory at the peak, {comparison.device}" if comparison.simulated else "Memory at the peak",
+        f"Memory at the peak, {comparison.device}"
+        if comparison.simulated
+        else "Memory at the peak",
         loc="left",
         color=INK,
         fontsize=12,

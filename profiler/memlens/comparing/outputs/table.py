@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["print_comparison"]
 
 TIME_NOTE = "step time: median without the first, recorded by memlens all the while"
-CARD_NOTE = "reserved: what the allocator takes from the device; simulated, so there is no time and no loss"
+CARD_NOTE = (
+    "reserved: what the allocator takes from the device; simulated, so without time and loss"
+)
 CAPACITY_NOTE = "by what was allocated; an allocator's slack and a device's context come on top"
 
 

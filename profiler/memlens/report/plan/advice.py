@@ -66,8 +66,10 @@ def _print_unknown(options: list[Option], console: Console) -> None:
             console.print()
             console.print(Text(f"{change.name}: {change.what}"))
             console.print(
-                Text(f"  not simulated, as the script has to be changed; it then needs "
-                     f"{format_bytes(each.bound_bytes)} or more")
+                Text(
+                    f"  not simulated, as the script has to be changed; it then needs "
+                    f"{format_bytes(each.bound_bytes)} or more"
+                )
             )
             console.print(Text(f"  costs {change.cost.text} ({change.cost.source})", style="dim"))
         else:
@@ -83,9 +85,13 @@ def _answer(advice: Advice) -> list[str]:
     best = advice.recommended
     if best is None:
         lines.append("Nothing that was tried makes it fit.")
-        by_hand = [each.name for each in advice.options if each.by_hand and each.may_fit(advice.gpu)]
+        by_hand = [
+            each.name for each in advice.options if each.by_hand and each.may_fit(advice.gpu)
+        ]
         if by_hand:
-            lines.append(f"What has to be written into the script may: {', '.join(by_hand)}; see below.")
+            lines.append(
+                f"What has to be written into the script may: {', '.join(by_hand)}; see below."
+            )
     elif best.changes:
         what = ", and ".join(plain(each.what) for each in best.changes)
         lines.append(f"The cheapest change that makes it fit: {what}")
