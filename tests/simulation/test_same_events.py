@@ -186,6 +186,11 @@ LLAMA = """
         return model(input_ids=x, labels=y).loss
 """
 
+PENALTY = """
+    def penalised(loss):
+        slopes = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        return loss + sum(slope.square().sum() for slope in slopes)
+"""
 ADAMW = "    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)\n"
 SGD = "    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)\n"
 ADAMW_R = """
@@ -227,6 +232,12 @@ JOBS = {
     "mlp, our optimizer": PLAIN_MLP + ADAMW_R + steps(),
     "mlp, checkpointed": CHECKPOINTED_MLP.replace("{reentrant}", "False") + ADAMW + steps(),
     "mlp, reentrant": CHECKPOINTED_MLP.replace("{reentrant}", "True") + ADAMW + steps(),
+    "mlp, penalty on gradients": PLAIN_MLP.replace(
+        "F.cross_entropy(model(x), y)", "penalised(F.cross_entropy(model(x), y))"
+    )
+    + PENALTY
+    + SGD
+    + steps(evaluate=""),
     "transformer": TRANSFORMER + ADAMW + steps(clip=CLIP),
     "convolutions": CONVOLUTIONS + SGD + steps(),
     "formulas": FORMULAS + SGD + steps(evaluate=""),

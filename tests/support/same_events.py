@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -99,15 +100,18 @@ def really_and_simulated(
     script = write_script(folder / "real" / "job.py", texts["cpu"])
     flag = "--stacks" if stacks else "--no-stacks"
     words = ("run", "--device", "cpu", "--out", "run", flag, str(script))
-    done = run_memlens(*words, cwd=script.parent)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_memlens, *words, cwd=script.parent)
+        simulated = simulate(
+            dedent(CPU_KERNELS) + texts["cuda"],
+            folder / "simulated",
+            stacks=stacks,
+            environment=NO_WORKSPACE,
+        ).rank
+        done = running.result()
     assert done.returncode == 0, done.stderr[-4000:]
     (real,) = memlens.load(script.parent / "run").ranks
-    return real, simulate(
-        dedent(CPU_KERNELS) + texts["cuda"],
-        folder / "simulated",
-        stacks=stacks,
-        environment=NO_WORKSPACE,
-    ).rank
+    return real, simulated
 
 
 def differences(
@@ -121,5 +125,5 @@ def differences(
         only_real: sizes of buffers that only a kernel of the CPU takes.
     """
     events = [event for event in events_of(real) if event.requested_bytes not in only_real]
-    lines = [[str(event) for event in each] for each in (events, events_of(simulated))]
-    return list(unified_diff(*lines, "real", "simulated", lineterm="", n=0))
+    there, here = ([str(event) for event in each] for each in (events, events_of(simulated)))
+    return list(unified_diff(there, here, "real", "simulated", lineterm="", n=0))

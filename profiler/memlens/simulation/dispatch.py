@@ -121,7 +121,7 @@ def _composite(func: torch._ops.OpOverload, name: str) -> Any:
     if func.namespace == "prim" or name in _SPECIAL or has(keys.PrivateUse1):
         return None
     # Autograd takes these apart; they come where it is not asked: in inference mode, in other composites.
-    if has(keys.CompositeImplicitAutograd):
+    if has(keys.CompositeImplicitAutograd) and not has(keys.CPU):
         return keys.CompositeImplicitAutograd
     explicit = (keys.CompositeExplicitAutograd, keys.CompositeExplicitAutogradNonFunctional)
     return next((key for key in explicit if name in _COMPOSED and has(key)), None)

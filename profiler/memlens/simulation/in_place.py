@@ -26,10 +26,10 @@ from memlens.simulation.values import MOST_BYTES
 
 __all__ = ["InPlace"]
 
-_ENGINE: CodeType = graph._engine_run_backward.__code__  # type: ignore[attr-defined]
+_ENGINE: CodeType = graph._engine_run_backward.__code__
 """The frame from which the engine runs; on one thread, what it calls itself is called from there."""
 _task: Any = torch._C._current_graph_task_id
-_storage_use_count: Any = torch._C._storage_Use_Count  # type: ignore[attr-defined]
+_storage_use_count: Any = torch._C._storage_Use_Count
 _References = tuple[int, int, int]
 
 
@@ -132,7 +132,7 @@ def _is_overload(name: str) -> Callable[[Any, Sequence[Any]], bool]:
 
 
 def _is_of_loss(func: Any, args: Sequence[Any]) -> bool:
-    node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    node = torch._C._current_autograd_node()
     return node is not None and node.name() == "BinaryCrossEntropyWithLogitsBackward0"
 
 
