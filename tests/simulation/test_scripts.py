@@ -197,7 +197,7 @@ def test_what_is_refused_within_backward_is_told(simulate: Simulate) -> None:
         weight = torch.ones(3, device="cuda", requires_grad=True)
         product = weight * 2
         product.register_hook(lambda gradient: gradient[gradient > 0])
-        product.sum().backward()
+        (product * torch.randn(3, device="cuda")).sum().backward()
         """,
         succeeds=False,
     )
