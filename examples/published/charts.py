@@ -47,7 +47,9 @@ def breakdown_chart(rows: list[dict[str, Any]], path: Path) -> None:
     axes.text(24.3, -0.62, "24 GB", color="#B22222", fontsize=8)
     axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("GB (10^9 bytes) at the peak of what is allocated; plain: planned, hatched: chart")
+    axes.set_xlabel(
+        "GB (10^9 bytes) at the peak of what is allocated; plain: planned, hatched: chart"
+    )
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
     handles.append(plt.Rectangle((0, 0), 1, 1, color=OTHER_COLOUR))
     axes.legend(
@@ -58,7 +60,9 @@ def breakdown_chart(rows: list[dict[str, Any]], path: Path) -> None:
         frameon=False,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("LLaMA-7B, bf16, 1 × 256 tokens: planned beside the published chart", fontsize=10)
+    axes.set_title(
+        "LLaMA-7B, bf16, 1 × 256 tokens: planned beside the published chart", fontsize=10
+    )
     save(figure, path)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 
 import torch
+from timm_shapes import make
 from torch import nn
 from torch.nn import functional as F
 
 from memlens.models.build import build_model, compute_loss, make_batch
-from timm_shapes import make
 
 LANGUAGE = {"BLOOM-560M": "bloom-560m", "Qwen-0.5B": "qwen1.5-0.5b"}
 TOKENS = 512

@@ -65,7 +65,9 @@ def plan_galore() -> Iterator[dict[str, Any]]:
         answer = plan(*words)
         rank = answer["ranks"][0]
         # Each component at its own highest, over the peaks of the steps and their ends.
-        moments = [each for step in rank["steps"] for each in (step["categories"], step["end_categories"])]
+        moments = [
+            each for step in rank["steps"] for each in (step["categories"], step["end_categories"])
+        ]
         moments.append(rank["peak"]["categories"])
         ours = {
             name: max(sum(moment[part] for part in parts) for moment in moments) / 1e9
@@ -107,7 +109,7 @@ def plan_reuse() -> Iterator[dict[str, Any]]:
 
 def galore_table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| method | weight | optimizer state | gradient | peak allocated | reserved | the chart's total |",
+        "| method | weight | optimizer state | gradient | allocated | reserved | the chart's total |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -148,9 +150,15 @@ def main() -> None:
                 results[name].append(row)
                 print(json.dumps(row), flush=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
-    text = ["# Published figures, planned\n\nWritten by `reproduce.py`; see [README.md](README.md).\n"]
+    text = [
+        "# Published figures, planned\n\nWritten by `reproduce.py`; see [README.md](README.md).\n"
+    ]
     if rows := results.get("galore"):
-        text += ["## LLaMA-7B by component, GB, planned / read off the chart\n", galore_table(rows), ""]
+        text += [
+            "## LLaMA-7B by component, GB, planned / read off the chart\n",
+            galore_table(rows),
+            "",
+        ]
         breakdown_chart(rows, args.out / "galore_7b.svg")
     if rows := results.get("reuse"):
         text += ["## Peak reserved, 10^6 bytes\n", reuse_table(rows), ""]

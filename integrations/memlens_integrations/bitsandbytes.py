@@ -52,8 +52,8 @@ class BitsAndBytesAdapter:
 
     def simulate(self) -> None:
         """Put a native library that does nothing in the place of the one that needs CUDA."""
-        from memlens.simulation.imports import when_imported
-        from memlens.simulation.parameters import allow_subclasses
+        from memlens.simulation.disguise.imports import when_imported
+        from memlens.simulation.disguise.parameters import allow_subclasses
 
         allow_subclasses()
         loader: Any = ctypes.LibraryLoader
@@ -149,7 +149,7 @@ def _run_cuda_kernel(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    from memlens.simulation.dispatch import on_device
+    from memlens.simulation.backend import on_device
 
     if not any(on_device(each) for each in args):
         return simulation.__torch_dispatch__(func, types, args, kwargs)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memlens.recording.recorder import Recorder
-from memlens.simulation.imports import when_imported
+from memlens.simulation.disguise.imports import when_imported
 from memlens.simulation.process import current_simulation
 
 __all__ = ["TorchAOAdapter", "compiled_bytes"]

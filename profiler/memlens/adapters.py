@@ -73,7 +73,7 @@ class SimulationAdapter(Adapter, Protocol):
         """Make ready a process that simulates, for good.
 
         Called once, when nothing but torch has been imported: `library` most likely has not.
-        `memlens.simulation.imports.when_imported` does what has to wait for it.
+        `memlens.simulation.disguise.imports.when_imported` does what has to wait for it.
         """
 
 

@@ -43,8 +43,8 @@ class Options:
     stack_depth: int = DEFAULT_STACK_DEPTH
     """Innermost Python frames kept per allocation."""
     device: str = "auto"
-    """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one. `memlens plan`
-    takes `simulated`."""
+    """Kind of device whose allocator is recorded: `cpu`, `cuda`, or `auto`, CUDA where there is one.
+    `memlens plan` takes `simulated`."""
     oom_only: bool = False
     """Write nothing to disk unless a request for CUDA memory fails."""
     disabled: bool = False

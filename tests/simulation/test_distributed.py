@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from memlens.events import Category
 from tests.simulation.conftest import Simulate
+
+from memlens.events import Category
 
 SIZE = 1024
 PARAMETER_BYTES = 4 * SIZE * SIZE * 4

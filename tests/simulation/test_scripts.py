@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.simulation.conftest import Simulate, SimulatedJob, simulate
 
 from memlens.catalogue.gpus import find_gpu
-from tests.simulation.conftest import Simulate, SimulatedJob, simulate
 
 SCRIPT = Path(__file__).parents[1] / "support" / "simulated_script.py"
 GPU = "RTX 4090"
@@ -113,7 +113,9 @@ def test_tensors_are_where_the_script_puts_them(answers: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_depends_on_values_is_refused_with_its_line(answers: dict[str, Any], name: str) -> None:
+def test_what_depends_on_values_is_refused_with_its_line(
+    answers: dict[str, Any], name: str
+) -> None:
     text = answers[name]
     assert text.startswith("SimulationError: ")
     assert "job.py:" in text

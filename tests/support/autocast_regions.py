@@ -17,7 +17,7 @@ from torch.utils import checkpoint
 
 from memlens.simulation.autocast import install_autocast, lower_precision
 from memlens.simulation.backend import DEVICE_TYPE
-from memlens.simulation.cuda_api import Card
+from memlens.simulation.disguise.cuda_api import Card
 from memlens.simulation.process import begin_simulation
 
 _amp: Any = torch.amp

@@ -97,7 +97,8 @@ def values() -> None:
     say("count + 1", lambda: (unknown > 0).sum().item() + 1)
     say("mean", lambda: 10 / (unknown > 0).sum().item())
     say("mean of tensor", lambda: list((unknown / (unknown > 0).sum().item()).shape))
-    say("shape from a count", lambda: list(range((unknown > 0).sum().item())))
+    count: Any = (unknown > 0).sum().item()
+    say("shape from a count", lambda: list(range(count)))
     say("unknown index", lambda: unknown[unknown > 0].shape)
     say("unknown unique", lambda: torch.unique(unknown))
     say("host values", lambda: torch.arange(3).numpy().tolist())
@@ -118,11 +119,11 @@ def modules() -> None:
     say("buffers", lambda: model[2].running_mean.device)
     say("half", lambda: copy.deepcopy(model).half()[0].weight.dtype)
     x = torch.randn(8, 4).cuda()
-    F.cross_entropy(model(x), torch.zeros(8, dtype=torch.long).cuda()).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(model(x), torch.zeros(8, dtype=torch.long).cuda()).backward()
     say("gradient", lambda: first.grad is not None and first.grad.device)
     say("clip", lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0).device)
     optimizer.step()
-    say("state", lambda: optimizer.state[first]["exp_avg"].device)
+    say("state", lambda: next(iter(optimizer.state.values()))["exp_avg"].device)
     say("state dict", lambda: model.state_dict()["0.weight"].device)
     model.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     say("compile", lambda: torch.compile(model)(x).device)
@@ -139,7 +140,13 @@ def ordinary_things() -> None:
             yield images.cuda(non_blocking=True), labels.to("cuda")
 
     say("batches", lambda: [list(images.shape) for images, _ in batches()])
-    say("labels", lambda: sorted(label for _, labels in batches() for label in labels.tolist()) == list(range(100)))
+    say(
+        "labels",
+        lambda: (
+            sorted(label for _, labels in batches() for label in labels.tolist())
+            == list(range(100))
+        ),
+    )
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         say("stream", lambda: torch.cuda.current_stream() == stream)

@@ -21,9 +21,7 @@ from memlens.recording.session import Session, current_session
 __all__ = ["Arm", "start_session"]
 
 
-def start_session(
-    run: Path, *, wait: bool, on_step: Callable[[int], None] | None = None
-) -> None:
+def start_session(run: Path, *, wait: bool, on_step: Callable[[int], None] | None = None) -> None:
     """Start the session of this process, and say at its end where the capture is.
 
     Args:

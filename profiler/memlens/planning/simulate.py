@@ -88,7 +88,10 @@ def simulate(
         return replace(result, notes=(*result.notes, *notes))
     if result.reason == _ABORTED:
         # By torch's device guard in Python, when an exception passes it.
-        return replace(result, reason=f"{_ABORTED}: an exception was raised within backward")
+        result = replace(result, reason=f"{_ABORTED}: an exception was raised within backward")
+    if notes:
+        # One of them is often the cause: a checkpoint that was not saved cannot be loaded.
+        result = replace(result, reason=f"{result.reason} (other than really: {'; '.join(notes)})")
     return result
 
 

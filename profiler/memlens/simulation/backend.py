@@ -7,6 +7,7 @@ name of `cuda` all the same (`memlens.simulation.disguise`).
 
 from __future__ import annotations
 
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch.utils import backend_registration
 __all__ = [
     "DEVICE_TYPE",
     "SIMULATED",
+    "UNDISGUISED",
     "DataLess",
     "FakeTensor",
-    "Undisguised",
+    "on_device",
     "register_accelerator",
+    "simulated_device",
 ]
 
 DEVICE_TYPE = "simulated"
@@ -33,20 +36,23 @@ class DataLess(FakeTensorMode):
     The device may not be touched: else torch would make constants on it.
     """
 
-    avoid_device_init = property(lambda self: True)  # type: ignore[assignment]
+    avoid_device_init = property(lambda self: True)
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
 
 
-class Undisguised:
+class _Undisguised(threading.local):
     """While an operator runs, tensors tell the device that they really have.
 
     Only then: hooks on what autograd saves (checkpointing) compare devices, and must always see the same.
     """
 
     depth = 0
-    """How many operators are running, one within another."""
+    """How many operators are running on this thread, one within another."""
+
+
+UNDISGUISED = _Undisguised()
 
 
 class _Module(ModuleType):
@@ -91,8 +97,26 @@ def register_accelerator() -> None:
     # `torch.tensor(...)` makes its tensor on the host and moves it, by an operator that modes see.
     torch._C._set_only_lift_cpu_tensors(True)
     # The engine would ask for a queue of the device; on one thread it needs none, and runs in order.
-    torch.autograd.set_multithreading_enabled(False)  # type: ignore[no-untyped-call]
+    torch.autograd.set_multithreading_enabled(False)
 
 
 SIMULATED = torch.device("privateuseone", 0)
 """The one device; it is called `simulated:0` once the accelerator is registered."""
+
+
+def simulated_device(device: Any) -> Any:
+    """A device as the simulation has it: any CUDA device is the simulated one."""
+    if device is None:
+        return None
+    if isinstance(device, str):
+        device = torch.device(device)
+    elif isinstance(device, int):
+        return SIMULATED
+    if isinstance(device, torch.device) and device.type in ("cuda", SIMULATED.type):
+        return SIMULATED
+    return device
+
+
+def on_device(tensor: Any) -> bool:
+    """Whether this is a tensor of the simulated device."""
+    return isinstance(tensor, FakeTensor) and tensor.fake_device.type == SIMULATED.type

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memlens.simulation.cuda_api import Card
+from memlens.simulation.disguise.cuda_api import Card
 from memlens.simulation.process import begin_simulation
 
 __all__ = ["begin_planned"]

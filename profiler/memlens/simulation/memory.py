@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from time import time_ns
 from typing import Any
@@ -37,6 +39,11 @@ class DeviceMemory:
         """Number of the current stream."""
         self.stack: Callable[[], int] | None = None
         """Numbers the Python stack that allocates; None: nobody wants to know."""
+        self.lock = threading.Lock()
+        """Held while the allocator changes."""
+        self._late: deque[int] = deque()
+        """Given back while it was held: by the garbage collector, in the middle of something, or by
+        another thread."""
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._workspaces: dict[tuple[int, bool], int] = {}
 
@@ -52,7 +59,7 @@ class DeviceMemory:
 
         def gone(_: object) -> None:
             del self._held[key]
-            self.allocator.free(address)
+            self.free(address)
 
         self._held[key] = (weakref.ref(storage, gone), address)
 
@@ -62,7 +69,7 @@ class DeviceMemory:
         if held is None:
             return
         self.take(storage)
-        self.allocator.free(held[1])
+        self.free(held[1])
 
     def address(self, storage: torch.UntypedStorage) -> int:
         """Where a storage lies; 0: nowhere on this device."""
@@ -80,20 +87,38 @@ class DeviceMemory:
     def malloc(self, size_bytes: int) -> int:
         """Hand out a block on the current stream."""
         allocator = self.allocator
-        if allocator.pending:
-            # The other streams are never behind: how far they overlap is not modelled.
-            allocator.synchronize()
-        if self.stack is not None:
-            allocator.frames = (self.stack(),)  # type: ignore[assignment]
-        return allocator.malloc(size_bytes, self.stream)
+        with self.lock:
+            self.settle()
+            if allocator.pending:
+                # The other streams are never behind: how far they overlap is not modelled.
+                allocator.synchronize()
+            if self.stack is not None:
+                allocator.frames = (self.stack(),)  # type: ignore[assignment]
+            return allocator.malloc(size_bytes, self.stream)
+
+    def free(self, address: int) -> None:
+        """Give a block back; may be called at any moment."""
+        if not self.lock.acquire(blocking=False):
+            self._late.append(address)
+            return
+        try:
+            self.allocator.free(address)
+            self.settle()
+        finally:
+            self.lock.release()
+
+    def settle(self) -> None:
+        """Give back what came while the allocator was at work; the lock is held."""
+        while self._late:
+            self.allocator.free(self._late.popleft())
 
     def pass_through(self, sizes: Sequence[int]) -> None:
         """A kernel's temporaries: all alive together, and gone when it returns."""
         for address in [self.malloc(size) for size in sizes]:
-            self.allocator.free(address)
+            self.free(address)
 
     def workspace(self, size_bytes: int, *, in_backward: bool) -> None:
-        """cuBLAS's workspace: one per handle and stream, made when first needed, and kept.
+        """CuBLAS's workspace: one per handle and stream, made when first needed, and kept.
 
         Each thread has a handle of its own, and the autograd engine runs on a thread of the device
         (`getCurrentCUDABlasHandle` in aten/src/ATen/cuda/CublasHandlePool.cpp).
@@ -105,7 +130,7 @@ class DeviceMemory:
     def drop_workspaces(self) -> None:
         """As `torch._C._cuda_clearCublasWorkspaces`."""
         for address in self._workspaces.values():
-            self.allocator.free(address)
+            self.free(address)
         self._workspaces.clear()
 
     def blocks(self) -> list[Block]:

@@ -21,7 +21,7 @@ _LIBRARIES = tuple(
 
 
 def job_line() -> str:
-    """`train.py:43`: the innermost line that is neither torch's nor ours; a library's if there is no other."""
+    """`train.py:43`: the innermost line that is the job's own, or a library's where none is."""
     frame: Any = sys._getframe(1)
     first = ""
     while frame is not None:

@@ -9,11 +9,11 @@ from typing import Any
 from memlens.allocator.settings import AllocatorSettings
 from memlens.simulation.autocast import install_autocast
 from memlens.simulation.backend import DEVICE_TYPE, register_accelerator
-from memlens.simulation.cuda_api import Card, install_cuda
-from memlens.simulation.disguise import disguise_tensors, replace_kernels
+from memlens.simulation.disguise.cuda_api import Card, install_cuda
+from memlens.simulation.disguise.distributed import install_distributed
+from memlens.simulation.disguise.host import install_host
+from memlens.simulation.disguise.tensors import disguise_tensors, replace_kernels
 from memlens.simulation.dispatch import Simulation
-from memlens.simulation.distributed import install_distributed
-from memlens.simulation.host import install_host
 from memlens.simulation.kernels.composites import keep_whole
 from memlens.simulation.kernels.softmax import convert_in_softmax
 from memlens.simulation.memory import DeviceMemory
@@ -68,7 +68,7 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     install_distributed(world_size)
     disguise_tensors(simulation)
     replace_kernels()
-    simulation.__enter__()
+    simulation.__enter__()  # type: ignore[no-untyped-call]
     simulation.in_place.measure()
     _current = Simulated(memory, notes, settings.to_snapshot(), card)
     return _current

@@ -73,8 +73,11 @@ class SimulatedSource:
     def drain(self) -> EventBatch:
         """Take the events so far."""
         allocator = self._memory.allocator
-        entries = list(allocator.history)
-        allocator.history.clear()
+        with self._memory.lock:
+            self._memory.settle()
+            entries = list(allocator.history)
+            allocator.history.clear()
+            total_bytes = allocator.allocated_bytes - self._begin_bytes
         if not entries:
             return EventBatch()
         names, addresses, sizes, streams, times, stacks, _ = zip(*entries, strict=True)
@@ -104,7 +107,7 @@ class SimulatedSource:
             **columns,
             # As with a real allocator, block sizes are worked out when the capture is read.
             allocated_bytes=np.where(is_segment, columns["size_bytes"], 0),
-            allocator_total_bytes={0: allocator.allocated_bytes - self._begin_bytes},
+            allocator_total_bytes={0: total_bytes},
         )
 
     def stop(self) -> EventBatch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -10,9 +12,9 @@ import torch
 from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils.data import DataLoader
 
-from memlens.simulation.backend import SIMULATED, FakeTensor
-from memlens.simulation.disguise import CUDA
-from memlens.simulation.dispatch import Simulation, simulated_device
+from memlens.simulation.backend import SIMULATED, FakeTensor, simulated_device
+from memlens.simulation.disguise.tensors import CUDA
+from memlens.simulation.dispatch import Simulation
 from memlens.simulation.problems import Notes
 
 __all__ = ["install_host"]
@@ -30,6 +32,7 @@ def install_host(simulation: Simulation) -> None:
     _run_eagerly(notes)
     _name_devices()
     _take_cudas_ways()
+    _follow_into_threads(simulation)
     memory = simulation.memory
     plain: Callable[[Any], int] = _torch.UntypedStorage.data_ptr
 
@@ -126,17 +129,47 @@ def _moved(value: Any) -> Any:
 
 def _run_eagerly(notes: Notes) -> None:
     """A compiler would look for data, and for the device's kernels."""
+    note = "torch.compile is left out, so memory is that of eager execution"
 
-    def compile_(model: Any = None, **_: Any) -> Any:
-        notes.add("torch.compile is left out, so memory is that of eager execution")
-        return (lambda function: function) if model is None else model
+    def compile_(model: Any = None, **options: Any) -> Any:
+        if model is None:
+            return lambda function: compile_(function, **options)
+        if isinstance(model, torch.nn.Module):
+            notes.add(note)
+            return model
+
+        @wraps(model)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            notes.add(note)  # now: libraries compile more functions than are called
+            return model(*args, **kwargs)
+
+        return call
 
     _torch.compile = compile_
 
     def compile_module(self: Any, *args: Any, **kwargs: Any) -> None:
-        compile_(self)
+        notes.add(note)
 
     _torch.nn.Module.compile = compile_module
+
+
+def _follow_into_threads(simulation: Simulation) -> None:
+    """Modes are of one thread; libraries load weights in others."""
+    # So that the order is the same every time.
+    os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    start = threading.Thread.start
+
+    def start_simulated(self: threading.Thread) -> None:
+        run = self.run
+
+        def run_simulated() -> None:
+            with simulation:
+                run()
+
+        setattr(self, "run", run_simulated)  # noqa: B010
+        start(self)
+
+    setattr(threading.Thread, "start", start_simulated)  # noqa: B010
 
 
 def _with_device_mapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,7 +192,7 @@ def _name_devices() -> None:
     def __init__(self: Any, device: Any) -> None:
         enter(self, simulated_device(device))
 
-    DeviceContext.__init__ = __init__
+    setattr(DeviceContext, "__init__", __init__)  # noqa: B010
     for owner, name in (
         (_torch, "tensor"),
         (_torch, "as_tensor"),

@@ -13,8 +13,14 @@ from typing import Any
 import torch
 
 from memlens.simulation.autocast import lower_precision
-from memlens.simulation.backend import SIMULATED, FakeTensor, Undisguised
-from memlens.simulation.dispatch import Simulation, on_device, simulated_device
+from memlens.simulation.backend import (
+    SIMULATED,
+    UNDISGUISED,
+    FakeTensor,
+    on_device,
+    simulated_device,
+)
+from memlens.simulation.dispatch import Simulation
 from memlens.simulation.kernels.attention import scaled_dot_product_attention
 from memlens.simulation.kernels.normalization import batch_norm
 from memlens.simulation.problems import refuse
@@ -33,7 +39,7 @@ def disguise_tensors(simulation: Simulation) -> None:
 
     def device(tensor: FakeTensor) -> torch.device:
         # Torch itself asks as well, and wants to know what there really is.
-        if not Undisguised.depth and on_device(tensor):
+        if not UNDISGUISED.depth and on_device(tensor):
             return CUDA
         return plain_device.__get__(tensor)  # type: ignore[no-any-return]
 
@@ -87,7 +93,7 @@ def _disguise_wrappers() -> None:
 
     def device(tensor: Any) -> torch.device:
         found: torch.device = plain_device.__get__(tensor)
-        return CUDA if found.type == SIMULATED.type and not Undisguised.depth else found
+        return CUDA if found.type == SIMULATED.type and not UNDISGUISED.depth else found
 
     _Tensor._make_wrapper_subclass = staticmethod(_make_wrapper_subclass)
     _Tensor.device = property(device)
@@ -152,7 +158,7 @@ def replace_kernels() -> None:
         "query",
     )
     functional.scaled_dot_product_attention = attention
-    torch._C._nn.scaled_dot_product_attention = attention  # type: ignore[attr-defined]
+    torch._C._nn.scaled_dot_product_attention = attention
     plain: Callable[..., Any] = functional.batch_norm
 
     def normalize(

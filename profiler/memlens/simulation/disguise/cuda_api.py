@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from memlens.simulation.disguise import CUDA
+from memlens.simulation.disguise.tensors import CUDA
 from memlens.simulation.memory import DeviceMemory
 
 __all__ = ["Card", "Event", "Stream", "install_cuda"]
