@@ -31,10 +31,10 @@ HEAD = """
 
 CPU_KERNELS = """
     import torch
-    from memlens.simulation import dispatch
+    from memlens.simulation import dispatch, operators
     from tests.support.cpu_kernels import temporaries
 
-    dispatch.temporaries = temporaries
+    dispatch.temporaries = operators.temporaries = temporaries
 """
 """Begins the simulated one: kernels have buffers of their own, and CUDA's others than the CPU's."""
 

@@ -18,6 +18,7 @@ EXIT_CODES = {
     "CaptureError": 2,
     "MissingDependencyError": 2,
     "SourceError": 1,
+    "SimulationError": 1,
 }
 
 
