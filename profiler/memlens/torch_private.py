@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from types import CodeType
 from typing import Any
 
 import torch
 
 __all__ = [
+    "SIMULATION_NAMES",
     "AllocatorHistory",
     "MemoryProfiler",
     "backward_engine_code",
@@ -28,6 +30,7 @@ __all__ = [
     "job_profiler_owner",
     "loader_iterator_class",
     "missing_profiler_features",
+    "missing_simulation_features",
     "node_number",
     "optimizer_step_code",
     "profiler_is_running",
@@ -45,6 +48,46 @@ _PROFILER_NAMES = (
     ("torch._C._profiler", "RecordScope"),
     ("torch._C._profiler", "_ExperimentalConfig"),
 )
+
+SIMULATION_NAMES = (
+    # Tensors without data, and the device type that they lie on.
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch._subclasses.fake_tensor.DataDependentOutputException",
+    "torch._subclasses.fake_tensor.DynamicOutputShapeException",
+    "torch._subclasses.fake_tensor.UnsupportedFakeTensorException",
+    "torch._subclasses.fake_tensor.UnsupportedOperatorException",
+    "torch.utils.backend_registration._setup_privateuseone_for_python_backend",
+    "torch._C._set_only_lift_cpu_tensors",
+    "torch._meta_registrations",
+    # Seeing operators, and taking composite ones apart.
+    "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch._ops.OpOverload",
+    "torch._C.DisableTorchFunction",
+    "torch._C.DispatchKey",
+    "torch._C.DispatchKeySet",
+    "torch._C._ExcludeDispatchKeyGuard",
+    "torch._C._dispatch_get_all_op_names",
+    "torch._C._dispatch_has_kernel_for_dispatch_key",
+    "torch._C._dispatch_keys",
+    # What the autograd engine is at, and who else has a tensor.
+    "torch._C._current_autograd_node",
+    "torch._C._current_graph_task_id",
+    "torch._C._storage_Use_Count",
+    # Kernels that are chosen in C++, and are chosen here in its stead.
+    "torch._C._get_sdp_priority_order",
+    "torch._C._nn.scaled_dot_product_attention",
+    "torch.utils._foreach_utils",
+    # Modules that move, devices by default, wrappers.
+    "torch._C._swap_tensor_impl",
+    "torch.Tensor._make_subclass",
+    "torch.Tensor._make_wrapper_subclass",
+    "torch.utils._device.DeviceContext",
+    "torch.utils._device._device_constructors",
+    # Only where a job makes a process group.
+    "torch.testing._internal.distributed.fake_pg.FakeStore",
+)
+"""Everything private that `memlens.simulation` needs; autocast.py names besides what it replaces."""
 
 _ERROR = 2
 """Level of torch's C++ log above warnings."""
@@ -64,6 +107,17 @@ def missing_profiler_features() -> list[str]:
     ]
     if not torch.profiler.kineto_available():
         missing.append("Kineto (this torch was built without it)")
+    return missing
+
+
+def missing_simulation_features() -> list[str]:
+    """Names that a simulation needs and this torch lacks; empty when it can work."""
+    missing = []
+    for name in SIMULATION_NAMES[:-1]:
+        try:
+            resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
     return missing
 
 

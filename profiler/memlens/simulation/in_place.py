@@ -30,6 +30,8 @@ _ENGINE: CodeType = graph._engine_run_backward.__code__
 """The frame from which the engine runs; on one thread, what it calls itself is called from there."""
 _task: Any = torch._C._current_graph_task_id
 _storage_use_count: Any = torch._C._storage_Use_Count
+_use_count: Any = getattr(torch.Tensor, "_use_count", lambda tensor: 0)
+"""Not in every torch; then the other two have to do."""
 _References = tuple[int, int, int]
 
 
@@ -70,7 +72,7 @@ class InPlace:
                 return False
             first = args[0]
             references = (
-                first._use_count(),
+                _use_count(first),
                 _storage_use_count(first.untyped_storage()._cdata),
                 sys.getrefcount(first),
             )

@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from memlens.allocator.settings import AllocatorSettings
+from memlens.errors import SourceError
 from memlens.simulation.autocast import install_autocast
 from memlens.simulation.backend import DEVICE_TYPE, register_accelerator
 from memlens.simulation.disguise.cuda_api import Card, install_cuda
@@ -19,6 +22,7 @@ from memlens.simulation.kernels.softmax import convert_in_softmax
 from memlens.simulation.memory import DeviceMemory
 from memlens.simulation.problems import Notes
 from memlens.sources.cuda_workspaces import default_workspace_bytes
+from memlens.torch_private import missing_simulation_features
 
 __all__ = ["Simulated", "begin_simulation", "current_simulation"]
 
@@ -48,10 +52,19 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     Args:
         card: what `cuda` is to be.
         world_size: how many ranks there would be; this one is the first.
+
+    Raises:
+        SourceError: this torch lacks what it takes.
     """
     global _current
     if _current is not None:
         return _current
+    missing = missing_simulation_features()
+    if missing:
+        raise SourceError(
+            f"cannot simulate with torch {torch.__version__}: it lacks {', '.join(missing)}; "
+            "2.13 has them"
+        )
     settings = AllocatorSettings.from_text(
         os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
     )
