@@ -139,7 +139,7 @@ def _torch_bounds() -> str:
 
 
 def _torch_features() -> list[Check]:
-    return [_cpu(), _stacks(), _cuda()]
+    return [_cpu(), _stacks(), _cuda(), _plans()]
 
 
 def _cpu() -> Check:
@@ -196,6 +196,19 @@ def _cuda() -> Check:
     except Exception as error:
         return Check("recording", name, Status.UNSUPPORTED, _why(error))
     return Check("recording", name, Status.OK, found)
+
+
+def _plans() -> Check:
+    name = "memlens plan"
+    try:
+        from memlens.torch_private import missing_simulation_features
+
+        missing = missing_simulation_features()
+    except Exception as error:
+        return Check("recording", name, Status.PROBLEM, _why(error))
+    if missing:
+        return Check("recording", name, Status.PROBLEM, f"this torch lacks {', '.join(missing)}")
+    return Check("recording", name, Status.OK, "simulates CUDA; no GPU is needed")
 
 
 def _accelerators(problem: str) -> str:
