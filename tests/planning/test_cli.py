@@ -93,7 +93,8 @@ def test_the_largest_batch_is_verified(tmp_path: Path) -> None:
     by_size = {each["size"]: each for each in found["tries"]}
     assert by_size[largest]["fits"]
     assert not by_size[after]["fits"]
-    assert len(by_size) == len(found["tries"]) <= 9
+    # The update is the peak of small batches, so the peak is flat at first, and then affine.
+    assert len(by_size) == len(found["tries"]) <= 12
     for size in (largest, after):
         one = plan(*words, "--out", f"at-{size}", "tiny.py", str(size), cwd=tmp_path)["plan"]
         assert one["verdict"] == by_size[size]["verdict"]
