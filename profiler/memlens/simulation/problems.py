@@ -21,7 +21,10 @@ _LIBRARIES = tuple(
 
 
 def job_line() -> str:
-    """`train.py:43`: the innermost line that is the job's own, or a library's where none is."""
+    """`train.py:43`: the innermost line that is the job's own, or a library's where none is.
+
+    Empty where all is ours: in a built-in job.
+    """
     frame: Any = sys._getframe(1)
     first = ""
     while frame is not None:
@@ -32,7 +35,7 @@ def job_line() -> str:
                 return line if not first else f"{line} (in {first})"
             first = first or line
         frame = frame.f_back
-    return first or "a place without a line"
+    return first
 
 
 def _short(file: str) -> str:
@@ -63,12 +66,13 @@ class Notes:
 
     def sentences(self) -> list[str]:
         """All, in the order in which they came."""
-        return [f"{what} ({where})" for what, where in self.texts.items()]
+        return [f"{what} ({where})" if where else what for what, where in self.texts.items()]
 
 
 def refuse(notes: Notes, operation: str, why: str, way_out: str) -> SimulationError:
     """An error that names an operation, its line in the job, and the way out."""
-    error = f"{operation} at {job_line()}: {why}; {way_out}"
+    line = job_line()
+    error = f"{operation}{' at ' if line else ''}{line}: {why}; {way_out}"
     if not notes.error:
         notes.error = error
         notes.on_error()
