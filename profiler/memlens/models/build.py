@@ -13,7 +13,7 @@ from memlens.errors import MissingDependencyError, UsageError
 from memlens.models.shape import ModelShape
 from memlens.models.table import find_model
 
-__all__ = ["build_model", "compute_loss", "count_parameters", "make_batch"]
+__all__ = ["build_model", "compute_loss", "count_parameters", "make_batch", "model_class"]
 
 
 def build_model(
@@ -39,7 +39,7 @@ def build_model(
         MissingDependencyError: transformers is not installed.
     """
     shape = find_model(model) if isinstance(model, str) else model
-    network_class = _model_class(shape)
+    network_class = model_class(shape)
     config = {key: list(v) if isinstance(v, tuple) else v for key, v in shape.config.items()}
     if shape.kind != "image":
         config["use_cache"] = False
@@ -117,7 +117,12 @@ def compute_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return features.square().mean()
 
 
-def _model_class(shape: ModelShape) -> Any:
+def model_class(shape: ModelShape) -> Any:
+    """The class that a shape's model is built from; importing it loads much.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+    """
     try:
         import transformers
     except ImportError as error:

@@ -1,16 +1,18 @@
 """An ordinary training job: `python -m memlens.models.job --model llama-60m --batch 1x256`.
 
-It trains one model of the table on one random batch, again and again, so that the loss falls. It
-does not record itself: `memlens run` does that, as with any other job.
+It trains one model of the table on one random batch, again and again, so that the loss falls; with
+`--zero` or `--fsdp` as one rank of those that a launcher starts. It does not record itself: `memlens run`
+does that, as with any other job.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from memlens.errors import MemlensError, UsageError
 from memlens.models.batch import parse_batch
@@ -18,6 +20,7 @@ from memlens.models.table import find_model
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
 __all__ = ["check", "main"]
 
@@ -43,6 +46,21 @@ def check(arguments: Sequence[str]) -> None:
     """
     options = _options(arguments)
     _batch(options)
+    _check_sharding(options)
+
+
+def _check_sharding(options: argparse.Namespace) -> None:
+    is_sharded = options.zero is not None or options.fsdp
+    if options.zero is not None and options.fsdp:
+        raise UsageError("--zero and --fsdp both spread the training state; give one of them")
+    if options.offload and not is_sharded:
+        raise UsageError("--offload goes with --zero or --fsdp")
+    if options.offload == "all" and options.zero in (0, 1, 2):
+        raise UsageError(
+            "--offload all moves parameters, which takes --zero 3; give --offload optimizer"
+        )
+    if options.offload and options.zero == 0:
+        raise UsageError("--offload takes --zero 1 or more")
 
 
 def _batch(options: argparse.Namespace) -> tuple[int, int]:
@@ -80,23 +98,36 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=1,
         help="cut the batch into so many parts, and add their gradients up; default: 1",
     )
+    parser.add_argument(
+        "--zero", type=int, choices=range(4), help="train under DeepSpeed with this stage of ZeRO"
+    )
+    parser.add_argument("--fsdp", action="store_true", help="train under PyTorch's fully_shard")
+    parser.add_argument(
+        "--offload",
+        choices=("optimizer", "all"),
+        default="",
+        help="under --zero: the host keeps the optimizer's state, or parameters as well; "
+        "under --fsdp: all shards",
+    )
     return parser.parse_args(arguments)
 
 
 def _train(options: argparse.Namespace) -> None:
     shape = find_model(options.model)
     samples, length = _batch(options)
+    _check_sharding(options)
 
     import torch
 
-    from memlens.models.build import build_model, compute_loss, make_batch
+    from memlens.models.build import compute_loss, make_batch
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     device = _device(options.device)
     torch.manual_seed(options.seed)
-    model = build_model(shape, dtype=dtype, device=device, checkpointing=options.checkpointing)
+    training, device = _training(options, dtype, device, samples)
+    if rank := int(os.environ.get("RANK", 0)):
+        torch.manual_seed(options.seed + rank)  # a batch of its own
     batch = make_batch(shape, samples, length, dtype=dtype, device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
 
     count: int = options.accumulate
     chunks = {name: tensor.chunk(count) for name, tensor in batch.items()}
@@ -104,13 +135,74 @@ def _train(options: argparse.Namespace) -> None:
 
     for step in range(options.steps):
         for part in parts:
-            loss = compute_loss(model, part)
-            if count > 1:
-                loss = loss / count
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        print(f"step {step} loss {loss.item() * count!r}", flush=True)
+            loss = compute_loss(training.network, part)
+            training.learn(loss, is_last=part is parts[-1])
+        if rank == 0:
+            print(f"step {step} loss {loss.item()!r}", flush=True)
+
+
+class _Training(Protocol):
+    """A model and its optimizer."""
+
+    network: nn.Module
+
+    def learn(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradients of a part of a batch, and take a step after the last one."""
+
+
+class _PlainTraining:
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, accumulate: int
+    ) -> None:
+        self.network = network
+        self._optimizer = optimizer
+        self._accumulate = accumulate
+
+    def learn(self, loss: Tensor, *, is_last: bool) -> None:
+        if self._accumulate > 1:
+            loss = loss / self._accumulate
+        loss.backward()
+        if is_last:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+
+def _training(
+    options: argparse.Namespace, dtype: torch.dtype, device: torch.device, samples: int
+) -> tuple[_Training, torch.device]:
+    """The model on its device, and that device."""
+    import torch
+
+    from memlens.models.build import build_model, model_class
+
+    def build(where: str | torch.device, dtype: torch.dtype = dtype) -> nn.Module:
+        return build_model(
+            options.model, dtype=dtype, device=where, checkpointing=options.checkpointing
+        )
+
+    def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(network.parameters(), lr=options.lr)
+
+    count: int = options.accumulate
+    if options.zero is None and not options.fsdp:
+        network = build(device)
+        return _PlainTraining(network, make_optimizer(network), count), device
+
+    model_class(find_model(options.model))  # before DeepSpeed changes how tensors are made
+    from memlens.models.sharded import FullyShardedTraining, Sharding, ZeroTraining, begin_ranks
+
+    sharding = Sharding(options.zero, options.fsdp, options.offload)
+    device = begin_ranks(device)
+    if options.fsdp:
+        return FullyShardedTraining(
+            sharding,
+            device,
+            dtype,
+            count,
+            lambda where: build(where, torch.float32),
+            make_optimizer,
+        ), device
+    return ZeroTraining(sharding, device, dtype, samples, count, build, make_optimizer), device
 
 
 def _device(text: str) -> torch.device:
