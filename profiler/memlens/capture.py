@@ -54,9 +54,10 @@ class Capture:
         ranks = sorted(ranks, key=lambda item: item[1].header["started_ns"])
         first = ranks[0][1].header
         world_size = max(data.header["world_size"] for _, data in ranks)
+        expected = world_size
         if first["source"] == "simulated":  # those that were simulated stand for all
-            world_size = len(ranks)
-        numbers, problems = number_ranks([data.header["rank"] for _, data in ranks], world_size)
+            world_size, expected = len(ranks), 0
+        numbers, problems = number_ranks([data.header["rank"] for _, data in ranks], expected)
         captures = [
             RankCapture(data, number, device)
             for (_, data), number in zip(ranks, numbers, strict=True)

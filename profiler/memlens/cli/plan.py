@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
     from memlens.planning.plan import Plan
+    from memlens.planning.ranks import Ranks
     from memlens.planning.search import Found
     from memlens.planning.simulated import Simulated
     from memlens.planning.sizes import JobWords, Ladder
 
 __all__ = [
     "JobCommand",
+    "asked_ranks",
     "asked_variant",
     "chosen_gpu",
     "command",
     "planned_job",
+    "sharded_words",
     "simulated_runner",
     "split_job",
 ]
@@ -106,6 +109,21 @@ def split_job(
     help="Update layer by layer within backward.",
 )
 @click.option(
+    "--world-size",
+    type=click.IntRange(min=1),
+    help="Simulate one rank of so many.  [default: the only one]",
+)
+@click.option(
+    "--rank", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Which one, with --world-size.",
+)  # fmt: skip
+@click.option(
+    "--zero",
+    type=click.IntRange(0, 3),
+    help="Under DeepSpeed with this stage of ZeRO: a script that uses DeepSpeed, or --model.",
+)
+@click.option("--fsdp", is_flag=True, help="Under PyTorch's fully_shard, with --model.")
+@click.option(
     "--steps", type=click.IntRange(min=1), default=3, show_default=True,
     help="Training steps to simulate; then the job is ended.",
 )  # fmt: skip
@@ -155,6 +173,10 @@ def command(
     model: str | None,
     optimizer: str | None,
     no_retain_grad: bool,
+    world_size: int | None,
+    rank: int,
+    zero: int | None,
+    fsdp: bool,
     steps: int,
     settings: str | None,
     rollup: bool,
@@ -185,7 +207,9 @@ def command(
     card = chosen_gpu(gpu, capacity)
     variant = asked_variant(optimizer, no_retain_grad)
     recording = () if stacks else ("--no-stacks",)
-    runner = simulated_runner(card, steps, settings, recording)
+    ranks = asked_ranks(world_size, rank, literal, is_sharded=zero is not None or fsdp)
+    words = sharded_words(words, model, ranks, zero, fsdp=fsdp)
+    runner = simulated_runner(card, steps, settings, recording, ranks)
     if what is not None:
         behind = None if literal is None else tuple(literal)
         ladder = _ladder(what, JobWords(words, behind, model), multiple_of)
@@ -204,14 +228,62 @@ def command(
             stand_in=None if variant.row is None else variant.name,
             steps=steps,
             allocator=settings,
+            ranks=ranks,
             options=recording,
             tell=tell,
         )
-    _print(make_plan(result, card), rollup=rollup, as_json=as_json)
+    _print(make_plan(result, card, ranks), rollup=rollup, as_json=as_json)
+
+
+def asked_ranks(
+    world_size: int | None, rank: int, literal: Sequence[str] | None, *, is_sharded: bool
+) -> Ranks | None:
+    """Which rank is to be simulated; None: nobody asked for ranks.
+
+    Raises:
+        UsageError: there is no such rank, or the job would start several.
+    """
+    from memlens.planning.ranks import Ranks, refuse_launcher
+
+    if world_size is None:
+        if rank:
+            raise click.UsageError("--rank says which of --world-size; give both")
+        return Ranks(1) if is_sharded else None
+    refuse_launcher(literal or ())
+    return Ranks(world_size, rank)
+
+
+def sharded_words(
+    words: tuple[str, ...], model: str | None, ranks: Ranks | None, zero: int | None, *, fsdp: bool
+) -> tuple[str, ...]:
+    """Words of a job that shards as was asked.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if fsdp and zero is not None:
+        raise click.UsageError("--zero and --fsdp both spread the training state; give one of them")
+    if model is None:
+        if fsdp:
+            raise click.UsageError(
+                "--fsdp goes with --model; a script says by itself what it wraps with fully_shard"
+            )
+        return words
+    if zero is not None:
+        return (*words, "--zero", str(zero))
+    if fsdp:
+        return (*words, "--fsdp")
+    if ranks is not None:
+        raise click.UsageError("with --model, --world-size needs to know how: --zero or --fsdp")
+    return words
 
 
 def simulated_runner(
-    card: Gpu | None, steps: int, settings: str | None, recording: Sequence[str]
+    card: Gpu | None,
+    steps: int,
+    settings: str | None,
+    recording: Sequence[str],
+    ranks: Ranks | None = None,
 ) -> Simulated:
     """What simulates, for options of a command line.
 
@@ -223,7 +295,7 @@ def simulated_runner(
 
     if settings is not None:
         AllocatorSettings.from_text(settings)
-    return Simulated(card, steps, settings, recording)
+    return Simulated(card, steps, settings, recording, ranks)
 
 
 def planned_job(

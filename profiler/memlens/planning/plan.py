@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlens.catalogue.gpus import CONTEXT_BYTES, GPUS, Gpu
 from memlens.errors import SimulationError
+from memlens.planning.ranks import Ranks
 from memlens.planning.simulated import NOTHING_ON_CUDA
 from memlens.planning.verdict import Verdict, judge
 
@@ -30,6 +31,8 @@ class Plan:
     """The card that was asked about; None: none was."""
     verdict: Verdict | None
     """Of that card."""
+    ranks: Ranks | None = None
+    """Which rank it is; None: the only one."""
 
     @property
     def allocated_peak_bytes(self) -> int:
@@ -56,6 +59,7 @@ class Plan:
         return {
             "optimizer": self.result.name,
             "steps": self.result.steps,
+            **({} if self.ranks is None else self.ranks.to_json()),
             "allocated_peak_bytes": self.allocated_peak_bytes,
             "reserved_peak_bytes": self.reserved_peak_bytes,
             "fragmentation_bytes": self.fragmentation_bytes,
@@ -73,12 +77,13 @@ class Plan:
         return 0 if slack is None else slack.cached_bytes
 
 
-def make_plan(result: Result, gpu: Gpu | None) -> Plan:
+def make_plan(result: Result, gpu: Gpu | None, ranks: Ranks | None = None) -> Plan:
     """Read a simulation, and judge it.
 
     Args:
         result: of `memlens.planning.simulate.simulate`.
         gpu: the card to hold it against; None: none.
+        ranks: which rank it is; None: the only one.
 
     Raises:
         SimulationError: the job did not come to its end, or trained nothing.
@@ -92,4 +97,5 @@ def make_plan(result: Result, gpu: Gpu | None) -> Plan:
     rank = max(capture.ranks, key=lambda each: each.peak().allocated_bytes)
     if not rank.events:
         raise SimulationError(NOTHING_ON_CUDA)
-    return Plan(result, capture, rank, gpu, None if gpu is None else judge(rank, gpu))
+    verdict = None if gpu is None else judge(rank, gpu)
+    return Plan(result, capture, rank, gpu, verdict, ranks)

@@ -14,6 +14,7 @@ from memlens.comparing.results import Result, Status
 from memlens.comparing.trial import run_trial
 from memlens.errors import SimulationError
 from memlens.launch.environment import PLAN
+from memlens.planning.ranks import Ranks
 
 __all__ = ["DEFAULT_GPU", "STEPS", "outcome_notes", "simulate", "simulation_settings"]
 
@@ -25,13 +26,16 @@ STEPS = 3
 """The first makes the optimizer's state, the second has it all along, the third shows that it stays."""
 
 
-def simulation_settings(gpu: Gpu, steps: int, allocator: str | None = None) -> dict[str, str]:
+def simulation_settings(
+    gpu: Gpu, steps: int, allocator: str | None = None, ranks: Ranks | None = None
+) -> dict[str, str]:
     """Environment variables for a process that simulates.
 
     Args:
         gpu: the card.
         steps: the job ends after so many training steps.
         allocator: settings as in PYTORCH_CUDA_ALLOC_CONF; None: those of this process.
+        ranks: which rank it is; None: as the environment has it, or the only one.
     """
     plan = {
         "name": gpu.name,
@@ -44,7 +48,8 @@ def simulation_settings(gpu: Gpu, steps: int, allocator: str | None = None) -> d
     if allocator is None:
         # The first that is set is the one that torch takes.
         allocator = next(filter(None, map(os.environ.get, _ALLOCATOR)), "")
-    return {PLAN: json.dumps(plan), **dict.fromkeys(_ALLOCATOR, allocator)}
+    launched = {} if ranks is None else ranks.environment
+    return {PLAN: json.dumps(plan), **dict.fromkeys(_ALLOCATOR, allocator), **launched}
 
 
 def simulate(
@@ -56,6 +61,7 @@ def simulate(
     stand_in: str | None = None,
     steps: int = STEPS,
     allocator: str | None = None,
+    ranks: Ranks | None = None,
     options: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Result:
@@ -69,6 +75,7 @@ def simulate(
         stand_in: the optimizer that takes the place of the job's, for `parse_variant`; None: its own.
         steps: the job ends after so many training steps.
         allocator: settings as in PYTORCH_CUDA_ALLOC_CONF; None: those of this process.
+        ranks: which rank it is; None: as the environment has it, or the only one.
         options: for `memlens run`, beside the device.
         tell: called with the last line of the job's output, every now and then.
 
@@ -78,7 +85,7 @@ def simulate(
     Raises:
         SimulationError: the job does something that cannot be simulated.
     """
-    environment = simulation_settings(gpu, steps, allocator)
+    environment = simulation_settings(gpu, steps, allocator, ranks)
     words = ("--device", "simulated", *options)
     result = run_trial(job, name, stand_in, folder, words, tell, environment)
     notes, error = outcome_notes(Path(result.run)) if result.run else ((), "")

@@ -13,6 +13,7 @@ from memlens.catalogue.row import Row
 from memlens.comparing.results import Result, Status
 from memlens.comparing.tries import Tell, Trial
 from memlens.errors import SimulationError
+from memlens.planning.ranks import Ranks
 from memlens.planning.simulate import DEFAULT_GPU, STEPS, simulate, simulation_settings
 from memlens.planning.verdict import Verdict, judge
 
@@ -38,6 +39,8 @@ class Simulated:
     """Settings as in PYTORCH_CUDA_ALLOC_CONF; None: those of this process."""
     more_options: Sequence[str] = ()
     """For `memlens run`."""
+    ranks: Ranks | None = None
+    """Which rank is simulated; None: as the environment has it, or the only one."""
     simulated: bool = True
 
     @property
@@ -58,7 +61,7 @@ class Simulated:
     @cached_property
     def environment(self) -> Mapping[str, str]:
         """Tells the job's process what to simulate."""
-        return simulation_settings(self.card, self.steps, self.allocator)
+        return simulation_settings(self.card, self.steps, self.allocator, self.ranks)
 
     def refusal(self, row: Row) -> str:
         """What needs a GPU has a simulated one."""
@@ -75,6 +78,7 @@ class Simulated:
                 stand_in=trial.stand_in,
                 steps=self.steps,
                 allocator=self.allocator,
+                ranks=self.ranks,
                 options=self.more_options,
                 tell=tell,
             )

@@ -48,6 +48,8 @@ _UNNAMED = {
 def plan_lines(plan: Plan) -> list[str]:
     """The answer in a few lines; the first one is the verdict."""
     lines = [_headline(plan)]
+    if plan.ranks is not None:
+        lines.append(f"  rank {plan.ranks.rank} of {plan.ranks.world_size}")
     rows = (
         ("allocated at most", plan.allocated_peak_bytes, ""),
         (
