@@ -371,7 +371,7 @@ def write_rank(
             make_batch(
                 "tags",
                 [tags[0], zeros, tags[1].astype(np.uint64), tags[2], tags[3],
-                 zeros + CERTAINTY["declared"], tags[4], tags[5]],
+                 zeros + CERTAINTY["declared"], tags[4], tags[5], zeros.astype(np.int64)],
             ),
         )  # fmt: skip
         here = slice(begin, end)

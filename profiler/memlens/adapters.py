@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,9 @@ __all__ = [
     "Adapter",
     "Adapters",
     "GaugeAdapter",
+    "Holding",
+    "HoldingAdapter",
+    "Piece",
     "SimulationAdapter",
     "WeightAdapter",
     "WeightAdapters",
@@ -65,6 +69,52 @@ class GaugeAdapter(Adapter, Protocol):
         """(what, device or empty, bytes) as of now; asked about once a second."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some elements of a flat tensor, and whose they are."""
+
+    parameter: torch.Tensor
+    """Of the job's model; its qualified name and module are known."""
+    start: int
+    """The first element within the flat tensor."""
+    count: int
+    """How many elements."""
+    parameter_start: int = 0
+    """Which element of the parameter the first one is."""
+    elements: int = 0
+    """How many the parameter has in all; 0: as many as it has now (not so while it is released)."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A tensor that a library holds, and what it is."""
+
+    tensor: torch.Tensor
+    category: Category
+    name: str = ""
+    """What to call it; with `parameter`, what to put before the parameter's name."""
+    parameter: torch.Tensor | None = None
+    """The one parameter that it belongs to, if there is one."""
+    pieces: tuple[Piece, ...] = ()
+    """Which of its elements belong to which parameter."""
+    inferred: bool = False
+    """It was concluded, not read from an object that is known."""
+
+
+@runtime_checkable
+class HoldingAdapter(Adapter, Protocol):
+    """Knows memory that objects of its library hold: flat partitions, buckets, gathered parameters."""
+
+    def holdings(self) -> Iterable[Holding]:
+        """What the library's live objects hold right now.
+
+        Asked when a model is called from outside, after each backward, before and after each
+        `optimizer.step()`, when recording begins and when it ends, and whenever the adapter calls
+        `recorder.take_stock()`. What was told before, and is in the same storage still, costs little.
+        Of a tensor that an optimizer holds as a parameter, gradient and state get the same pieces.
+        """
+
+
 @runtime_checkable
 class SimulationAdapter(Adapter, Protocol):
     """Knows what it takes to run its library where CUDA is simulated and tensors have no data."""
@@ -96,7 +146,7 @@ class Adapters:
             self._waiting = list(load_adapters(self._recorder))
             if _is_simulated():
                 self._simulate(self._waiting)
-        for adapter in [each for each in self._waiting if each.library in sys.modules]:
+        for adapter in [each for each in self._waiting if _is_imported(each.library)]:
             self._waiting.remove(adapter)
             try:
                 adapter.install(self._recorder, self._undo)
@@ -107,6 +157,8 @@ class Adapters:
             else:
                 if isinstance(adapter, GaugeAdapter):
                     self._recorder.gauges.append(adapter.gauges)
+                if isinstance(adapter, HoldingAdapter):
+                    self._recorder.holdings.append(adapter.holdings)
 
     def _simulate(self, adapters: Iterable[Adapter]) -> None:
         for adapter in adapters:
@@ -118,6 +170,13 @@ class Adapters:
                 self._recorder.problem(
                     f"{adapter.library} cannot be simulated ({type(error).__name__}: {error})"
                 )
+
+
+def _is_imported(library: str) -> bool:
+    """Whether a library is there, and its import has ended."""
+    module = sys.modules.get(library)
+    spec = getattr(module, "__spec__", None)
+    return module is not None and not getattr(spec, "_initializing", False)
 
 
 def _is_simulated() -> bool:
@@ -177,8 +236,9 @@ def mark_scope(
     *,
     text: str,
     survivors: Category,
+    temporaries: Category = Category.TEMPORARY,
 ) -> None:
-    """Wrap a function of a library, so that what outlives its calls gets a category.
+    """Wrap a function of a library, so that what its calls allocate gets a category.
 
     Args:
         recorder: of the session.
@@ -187,9 +247,13 @@ def mark_scope(
         attribute: the function's name.
         text: what to call it.
         survivors: category of memory that a call allocates and leaves behind.
+        temporaries: category of memory that a call allocates and frees.
     """
     original: Callable[..., Any] = getattr(owner, attribute)
-    scope = recorder.names.intern(NameKind.SCOPE, text, survivors.value)
+    kept = survivors.value
+    if temporaries is not Category.TEMPORARY:
+        kept = f"{kept}/{temporaries.value}"
+    scope = recorder.names.intern(NameKind.SCOPE, text, kept)
     enter = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_ENTER, scope))
     leave = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_EXIT, scope))
 

@@ -22,6 +22,7 @@ __all__ = [
     "Growth",
     "ModuleUsage",
     "OutOfMemory",
+    "Part",
     "Peak",
     "Place",
     "RunInfo",
@@ -102,6 +103,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the bytes of a block that several tensors share."""
+
+    name: str
+    """`layers.0.weight`; `layers.0.weight[1024:4096]` where only those elements are there."""
+    module: str
+    """Module that owns it."""
+    offset_bytes: int
+    """From the block's beginning."""
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Allocation:
     """One block, from its allocation to its free."""
 
@@ -124,6 +138,8 @@ class Allocation:
     """Outermost frame first; empty when stacks were not recorded."""
     weight_kind: WeightKind | None = None
     """Of a weight; None: it is none."""
+    parts: tuple[Part, ...] = ()
+    """What lies where in it, if several tensors share it (a flat partition of many parameters)."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ class MarkKind(str, Enum):
     """It returns."""
     SCOPE_ENTER = "scope_enter"
     """A library does something of its own; id: a name of kind scope, whose detail is the category
-    that anything outliving the scope has (DDP building its buckets: communication)."""
+    that anything outliving the scope has (DDP building its buckets: communication), and behind a
+    slash the category of what is freed within it, if that is not temporary."""
     SCOPE_EXIT = "scope_exit"
     """It is done."""
     STEP = "step"

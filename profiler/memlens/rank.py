@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from memlens.answers import (
     Growth,
     ModuleUsage,
     OutOfMemory,
+    Part,
     Peak,
     Place,
     Slack,
@@ -45,6 +47,16 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _WEIGHT = codes(Category)["weight"]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Parallel arrays: blocks, or parts of blocks."""
+
+    name: Array
+    module: Array
+    category: Array
+    size_bytes: Array
 
 
 class RankCapture:
@@ -197,10 +209,11 @@ class RankCapture:
             Every kind, also with 0; they sum to the bytes of the category weight.
         """
         alive = self._alive_after(self._moment(time_ns))
-        weights = np.flatnonzero(alive & (self.attribution.category == _WEIGHT))
+        weights = alive & (self.attribution.category == _WEIGHT)
         sums = dict.fromkeys(WeightKind, 0)
-        for number in weights.tolist():
-            sums[self._weight_kind(number)] += int(self.blocks.size_bytes[number])
+        rows = self._by_part(weights)
+        for name, size in zip(rows.name.tolist(), rows.size_bytes.tolist(), strict=True):
+            sums[self._data.names.weight_kind.get(name, WeightKind.UNKNOWN)] += size
         return sums
 
     def timeline(self, max_points: int | None = None) -> Timeline:
@@ -251,14 +264,14 @@ class RankCapture:
     ) -> tuple[ModuleUsage, ...]:
         """What each module holds at a moment, the one that holds most first.
 
+        A block that parameters of several modules share counts for each by its part.
+
         Args:
             time_ns: the moment; None for the peak.
             top: how many; None for all.
         """
-        alive = self._alive_after(self._moment(time_ns))
-        module = self.attribution.module[alive]
-        category = self.attribution.category[alive]
-        size = self.blocks.size_bytes[alive]
+        rows = self._by_part(self._alive_after(self._moment(time_ns)))
+        module, category, size = rows.module, rows.category, rows.size_bytes
         held: dict[str, tuple[str, dict[Category, int]]] = {}
         groups, inverse = np.unique(
             np.stack([module, category.astype(np.int64)]), axis=1, return_inverse=True
@@ -380,8 +393,43 @@ class RankCapture:
         return self._data.names.module.get(number, ("", ""))[0]
 
     def _weight_kind(self, number: int) -> WeightKind:
-        name = int(self.attribution.name[number])
-        return self._data.names.weight_kind.get(name, WeightKind.UNKNOWN)
+        """Of a block; where several share it, of the first one of which it is known."""
+        parts = self.attribution.parts
+        names = [self.attribution.name[number], *parts.name[list(parts.of(number))]]
+        kinds = (self._data.names.weight_kind.get(int(name)) for name in names)
+        return next(
+            (kind for kind in kinds if kind not in (None, WeightKind.UNKNOWN)), WeightKind.UNKNOWN
+        )
+
+    def _by_part(self, chosen: Array) -> _Rows:
+        """Chosen blocks (a mask), those that are shared cut into their parts and what is left."""
+        found, parts = self.attribution, self.attribution.parts
+        number = np.flatnonzero(chosen)
+        size = self.blocks.size_bytes.copy()
+        inner = parts.within(chosen)
+        holder = parts.block[inner]
+        np.subtract.at(size, holder, parts.size_bytes[inner])
+        # Nothing may be left of a shared block; others are there even if they are empty.
+        number = number[(size[number] > 0) | (self.blocks.size_bytes[number] == 0)]
+        owner = np.where(parts.module[inner] >= 0, parts.module[inner], found.module[holder])
+        return _Rows(
+            name=np.append(found.name[number], parts.name[inner]),
+            module=np.append(found.module[number], owner),
+            category=np.append(found.category[number], found.category[holder]),
+            size_bytes=np.append(size[number], parts.size_bytes[inner]),
+        )
+
+    def _parts(self, number: int) -> tuple[Part, ...]:
+        parts, names = self.attribution.parts, self._data.names
+        return tuple(
+            Part(
+                name=names.tensor.get(int(parts.name[each]), ""),
+                module=self._module_name(int(parts.module[each])),
+                offset_bytes=int(parts.offset_bytes[each]),
+                size_bytes=int(parts.size_bytes[each]),
+            )
+            for each in parts.of(number)
+        )
 
     def _stack(self, number: int) -> tuple[Frame, ...]:
         frames: list[Frame] = []
@@ -415,6 +463,7 @@ class RankCapture:
             weight_kind=(
                 self._weight_kind(number) if attribution.category[number] == _WEIGHT else None
             ),
+            parts=self._parts(number),
         )
 
 

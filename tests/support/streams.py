@@ -76,6 +76,7 @@ def tags(
             [row[3] if len(row) == 4 else number for number, row in enumerate(listed)], np.int32
         ),
         "module": np.full(count, -1, np.int32),
+        "offset_bytes": np.zeros(count, np.int64),
     }
 
 

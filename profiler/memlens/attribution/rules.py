@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.attribution.lifetimes import FOREVER, Lifetimes
+from memlens.attribution.parts import Parts, find_parts
 from memlens.attribution.segments import Scope, Segments
 from memlens.disk.format import codes
 from memlens.events import Category, Certainty
@@ -49,6 +50,8 @@ class Attribution:
     """Segment in which it was allocated."""
     uncovered_bytes: int
     """Bytes of tensors that observers saw in memory that no event tells of."""
+    parts: Parts
+    """Of blocks that several tensors share."""
 
 
 def attribute(
@@ -92,7 +95,11 @@ def attribute(
     rank = np.full(len(_CATEGORY), len(_PRIORITY), np.int64)
     for position, member in enumerate(_PRIORITY):
         rank[_CATEGORY[member.value]] = position
-    order = np.lexsort((tags["time_ns"][tag], rank[tags["category"][tag]], block))
+    every_tag, every_block = tag, block
+    # A flat tensor names its block rather than the parameters that are views of it.
+    by_size = -np.minimum(tags["size_bytes"][tag], blocks.requested_bytes[block])
+    by_size[tags["offset_bytes"][tag] < 0] = 0
+    order = np.lexsort((tags["time_ns"][tag], by_size, rank[tags["category"][tag]], block))
     tag, block = tag[order], block[order]
     best = np.append(True, block[1:] != block[:-1]) if len(block) else np.empty(0, bool)
     tag, block = tag[best], block[best]
@@ -102,7 +109,8 @@ def attribute(
     owned = tags["module"][tag] >= 0
     module[block[owned]] = tags["module"][tag[owned]]
     _inherit(blocks, category, certainty, name, module)
-    return Attribution(category, certainty, name, module, where, uncovered)
+    parts = find_parts(blocks, category, tags, every_tag, every_block)
+    return Attribution(category, certainty, name, module, where, uncovered, parts)
 
 
 def _is_workspace(
@@ -147,7 +155,9 @@ def _infer(blocks: Lifetimes, segments: Segments, where: Array) -> Array:
         category[mine] = np.where(dies_inside[mine], _CATEGORY[temporary], _CATEGORY[kept])
     library = scope == Scope.LIBRARY
     category[library] = np.where(
-        dies_inside[library], _CATEGORY["temporary"], segments.survivor[where][library]
+        dies_inside[library],
+        segments.temporary[where][library],
+        segments.survivor[where][library],
     )
     outside = scope == Scope.NONE
     next_forward = segments.next_forward_ns[where]

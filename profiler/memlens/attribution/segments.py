@@ -55,6 +55,8 @@ class Segments:
     """When the scope ends; FOREVER if it never did."""
     survivor: Array
     """Category (position) of what outlives a LIBRARY scope."""
+    temporary: Array
+    """Category (position) of what is freed within it."""
     next_forward_ns: Array
     """When the next forward (or backward) from outside of any scope begins; FOREVER if none does."""
     step_start_ns: dict[int, int]
@@ -72,7 +74,7 @@ class _Frame:
     Args:
         kind: what was opened.
         number: its mark's id.
-        survivor: category of what outlives it, for a library's work.
+        kept: categories of what outlives it, and of what does not, for a library's work.
         under: what was open already.
     """
 
@@ -86,12 +88,15 @@ class _Frame:
         "scope",
         "segments",
         "survivor",
+        "temporary",
     )
 
-    def __init__(self, kind: Scope, number: int, survivor: int, under: _Frame | None) -> None:
+    def __init__(
+        self, kind: Scope, number: int, kept: tuple[int, int], under: _Frame | None
+    ) -> None:
         self.kind = kind
         self.number = number
-        self.survivor = survivor
+        self.survivor, self.temporary = kept
         self.segments: list[int] = []
         self.module: int = number if kind is Scope.MODULE else under.module if under else -1
         self.backward: _Frame | None = under.backward if under else None
@@ -147,6 +152,15 @@ def _find(stack: list[_Frame], kind: Scope, number: int) -> int:
     return len(stack)
 
 
+def _kept(detail: str) -> tuple[int, int]:
+    """Categories of what outlives a library's scope, and of what does not: `communication/temporary`."""
+    survivor, _, temporary = detail.partition("/")
+    return (
+        _CATEGORIES.get(survivor, _CATEGORIES["unknown"]),
+        _CATEGORIES.get(temporary, _CATEGORIES["temporary"]),
+    )
+
+
 def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     """Walk through the marks once, keeping a stack of what is open.
 
@@ -156,15 +170,12 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     order = order[np.isin(marks["kind"][order], _USED)]
     mark_ns, mark_kind, mark_value = (marks[name][order] for name in ("time_ns", "kind", "value"))
     has_modules = bool(np.any(mark_kind == _KIND["module_enter"]))
-    survivors = {
-        number: _CATEGORIES.get(detail, _CATEGORIES["unknown"])
-        for number, (_, detail) in names.scope.items()
-    }
+    survivors = {number: _kept(detail) for number, (_, detail) in names.scope.items()}
 
     # One segment before the first mark, and one after each.
     count = len(order) + 1
     phase, module, scope = [_INIT] * count, [-1] * count, [int(Scope.NONE)] * count
-    survivor, end = [0] * count, [FOREVER] * count
+    survivor, temporary, end = [0] * count, [0] * count, [FOREVER] * count
     stack: list[_Frame] = []
     current_step, seen_work = 0, False
     step_start: dict[int, int] = {}
@@ -209,7 +220,7 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
                 trained.add(current_step)
             seen_work = seen_work or opened is not Scope.LIBRARY
             stack.append(
-                _Frame(opened, number, survivors.get(number, 0), stack[-1] if stack else None)
+                _Frame(opened, number, survivors.get(number, (0, 0)), stack[-1] if stack else None)
             )
         elif (closing := _CLOSES.get(kind)) is not None:
             close(_find(stack, closing, number), time)
@@ -233,7 +244,8 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         if stack:
             top = stack[-1]
             top.owner.segments.append(index)
-            scope[index], module[index], survivor[index] = top.scope, top.module, top.survivor
+            scope[index], module[index] = top.scope, top.module
+            survivor[index], temporary[index] = top.survivor, top.temporary
             phase[index] = top.phase
             if len(stack) == 1 and top.kind is Scope.OPTIMIZER:
                 undecided.append(index)
@@ -256,6 +268,7 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         scope=np.array(scope, np.int8),
         scope_end_ns=np.array(end, np.int64),
         survivor=np.array(survivor, np.int8),
+        temporary=np.array(temporary, np.int8),
         next_forward_ns=outer[np.searchsorted(outer, ends, side="left")],
         step_start_ns=step_start,
         trained=trained,

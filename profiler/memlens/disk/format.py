@@ -37,6 +37,7 @@ __all__ = [
     "FORMAT_VERSION",
     "PLACE_KEY",
     "RANK_FILE",
+    "READABLE_VERSIONS",
     "RUN_FILE",
     "SCHEMAS",
     "batch_checksum",
@@ -46,7 +47,9 @@ __all__ = [
 ]
 
 FORMAT_NAME = "memlens-capture"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 did not say where in its storage a tensor lies."""
 RUN_FILE = "run.json"
 RANK_FILE = "rank.json"
 CHECKSUM_KEY = b"crc32"
@@ -79,6 +82,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("certainty", _ENUM),
             ("name", pa.int32()),
             ("module", pa.int32()),  # the module that owns it, -1 for none
+            ("offset_bytes", pa.int64()),  # of the tensor in its storage, -1 if it is not known
         ]
     ),
     "events": pa.schema(

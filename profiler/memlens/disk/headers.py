@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, read_json
+from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, READABLE_VERSIONS, read_json
 from memlens.errors import CaptureError
 
 __all__ = ["MOST", "PARTIAL", "RANK_FIELDS", "RUN_FIELDS", "one_line", "read_header"]
@@ -99,7 +99,7 @@ def read_header(path: Path, fields: Fields, *, what: str) -> dict[str, Any]:
         raise CaptureError(f"damaged memlens {what}: {path}: {one_line(error)}") from None
     if header.get("format") != FORMAT_NAME:
         raise CaptureError(f"not a memlens {what}: {path} has format {header.get('format')!r:.40}")
-    if header.get("version") != FORMAT_VERSION:
+    if header.get("version") not in READABLE_VERSIONS:
         raise CaptureError(
             f"{path} has format version {header.get('version')!r:.40}, and this memlens reads "
             f"version {FORMAT_VERSION}; read it with the memlens that wrote it "

@@ -33,6 +33,7 @@ _ENUMS: dict[tuple[str, str], type[Enum]] = {
     ("tags", "certainty"): Certainty,
     ("events", "action"): Action,
 }
+_OLD_TAGS = SCHEMAS["tags"].remove(SCHEMAS["tags"].get_field_index("offset_bytes"))
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, KeyError)
 _NAME_KINDS = list(NameKind)
 _WEIGHT_KINDS = {kind.value: kind for kind in WeightKind}
@@ -164,7 +165,7 @@ def _read_batches(file: pa.OSFile, path: Path, table: str, owner: str) -> _Strea
         reader = pa.ipc.open_stream(file)
     except _ARROW_ERRORS as error:
         return at_end(error)
-    if not reader.schema.equals(SCHEMAS[table]):
+    if not reader.schema.equals(SCHEMAS[table]) and not reader.schema.equals(_OLD_TAGS):
         raise CaptureError(f"damaged capture: {path} has other columns than {table}")
     while True:
         try:
@@ -181,7 +182,15 @@ def _read_batches(file: pa.OSFile, path: Path, table: str, owner: str) -> _Strea
             raise CaptureError(
                 f"damaged capture: {path}: the checksum of batch {len(batches)} is wrong"
             )
+        if table == "tags" and batch.num_columns < len(SCHEMAS[table]):
+            batch = _with_offsets(batch)
         batches.append((int(place), batch))
+
+
+def _with_offsets(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Tags of version 2, which does not say where in its storage a tensor lies."""
+    unknown = pa.array(np.full(batch.num_rows, -1, np.int64))
+    return pa.RecordBatch.from_arrays([*batch.columns, unknown], schema=SCHEMAS["tags"])
 
 
 def _is_sound(batch: pa.RecordBatch, place: bytes, owner: str, metadata: Any) -> bool:
@@ -228,6 +237,7 @@ def columns_of(table: pa.Table, name: str, devices: int) -> dict[str, Array]:
         "time_ns": (0, MOST),
         "device": (0, devices),
         "size_bytes": (0, MOST),
+        "offset_bytes": (-1, MOST),
         "requested_bytes": (0, MOST),
         "allocated_bytes": (0, MOST),
         "value": (-MOST, MOST),

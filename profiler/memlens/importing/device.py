@@ -173,6 +173,7 @@ class ImportedDevice:
             np.full(count, _INFERRED, np.int8),
             numbers[stack[chosen]],
             np.full(count, -1, np.int32),
+            np.zeros(count, np.int64),
         ]
 
     # -- marks ---------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class BackwardObserver:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self._recorder.backward = 0
+            self._recorder.take_stock()
             self._parameters.tag_gradients()
         self._recorder.mark(MarkKind.BACKWARD_EXIT)
         if self._depth == 0:
@@ -81,14 +82,15 @@ class BackwardObserver:
                 continue
             if known.grad_address and tensor.grad is None:
                 known.grad_address = 0  # zeroed since the last backward; the address may come back
-            hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
-            if hooks and not known.watched:
+            hooks: dict[int, Any] = getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+            if (hooks or known.leaves_early) and not known.watched:
                 known.watched = True
+                others = list(hooks)
                 handle = tensor.register_post_accumulate_grad_hook(
                     self._recorder.hook("backward observer", self._parameters.tag_early_gradient)
                 )
                 # The engine reads them in the order in which they came in, whatever an OrderedDict
                 # says; so the others come in again.
-                for key in [key for key in hooks if key != handle.id]:
+                for key in others:
                     hooks[key] = hooks.pop(key)
                 self._early.callback(handle.remove)

@@ -56,6 +56,8 @@ class ModuleObserver:
         self._last_node = -1
         self.on_root: list[Callable[[torch.nn.Module], None]] = []
         """Called when a call from outside of any module begins."""
+        self.on_new: list[Callable[[], None]] = []
+        """Called when a module turns up."""
 
     @property
     def depth(self) -> int:
@@ -208,6 +210,8 @@ class ModuleObserver:
     # -- names ---------------------------------------------------------------------------------
 
     def _learn(self, module: torch.nn.Module, text: str | None = None) -> int:
+        for call in self.on_new:
+            call()
         key, kind = id(module), type(module).__name__
         number = self._ids[key] = self._recorder.names.new(NameKind.MODULE, text or kind, kind)
 

@@ -16,7 +16,7 @@ from memlens import torch_private
 from memlens.events import Category, MarkKind, NameKind
 from memlens.observers.parameters import Parameters
 from memlens.recording.recorder import Recorder
-from memlens.recording.storages import tensors_in
+from memlens.recording.storages import inner_tensors, tensors_in
 
 __all__ = ["OptimizerObserver"]
 
@@ -104,6 +104,7 @@ class OptimizerObserver:
             self._expected = set(self._stepped)
             self._overdue = True
             self._end_if_complete()
+        self._recorder.take_stock()  # first: masters are known by it
         if scope not in self._seen:
             # State from before: made by the constructor (Adagrad), or loaded from a checkpoint.
             self._seen.add(scope)
@@ -121,6 +122,7 @@ class OptimizerObserver:
         if self._depth:
             return
         scope = self.learn(optimizer)
+        self._recorder.take_stock()
         self._tag_state(optimizer)
         self._recorder.mark(MarkKind.OPTIMIZER_EXIT, scope)
         self._stepped[scope] = self._recorder.backward
@@ -215,19 +217,25 @@ class OptimizerObserver:
         if known is not None and tensor is known.ref():
             return
         if type(tensor) is not torch.Tensor and is_traceable_wrapper_subclass(tensor):
-            parts = tensor.__tensor_flatten__()[0]
+            parts = inner_tensors(tensor)
             if len(parts) > 1:  # quantised: codes, scales and tables, each by its name
-                for part in parts:
-                    self._tag(owner, f"{name}.{part}", getattr(tensor, part))
+                for part, inner in parts:
+                    self._tag(owner, f"{name}.{part}", inner)
+                return
+            if parts and type(parts[0][1]) is not torch.Tensor:  # distributed and quantised
+                self._tag(owner, name, parts[0][1])
                 return
         text = name if known is None else f"{name} of {known.text}"
         master = "master" in name.lower() or "fp32_param" in name.lower()
+        category = Category.MASTER_WEIGHT if master else Category.OPTIMIZER_STATE
         self._recorder.tag(
             tensor,
-            Category.MASTER_WEIGHT if master else Category.OPTIMIZER_STATE,
+            category,
             self._recorder.names.intern(NameKind.TENSOR, text),
             module=-1 if known is None else known.module,
         )
+        if known is not None and known.pieces and tensor.numel() == owner.numel():
+            self._parameters.tag_pieces(tensor, known.pieces, category, f"{name} of ")
 
 
 _STEP_CODE = torch_private.optimizer_step_code()

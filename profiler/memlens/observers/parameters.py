@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
 
 from memlens import torch_private
 from memlens.disk.format import codes
-from memlens.events import Category, NameKind, WeightKind
+from memlens.events import Category, Certainty, NameKind, WeightKind
 from memlens.recording.recorder import Recorder
 from memlens.recording.storages import is_quantised
 
@@ -29,11 +30,15 @@ class Known:
     __slots__ = (
         "address",
         "category",
+        "certainty",
         "grad_address",
         "kind",
+        "leaves_early",
         "module",
         "name",
+        "named_after",
         "ours",
+        "pieces",
         "ref",
         "storage",
         "text",
@@ -58,6 +63,24 @@ class Known:
         self.grad_address = 0
         self.watched = False
         """A hook of ours looks at its gradient as soon as it is there."""
+        self.leaves_early = False
+        """A library frees its gradient within backward."""
+        self.certainty = Certainty.DECLARED
+        self.pieces: tuple[Slice, ...] = ()
+        """Of a flat tensor: whose elements it holds."""
+        self.named_after: dict[tuple[str, str], int] = {}
+        """Numbers of names that are made of its own, by what stands before and behind it."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some elements of a flat tensor, and the parameter that they belong to."""
+
+    owner: Known
+    start: int
+    count: int
+    suffix: str
+    """Which elements of the parameter: `[1024:4096]`; empty for all of them."""
 
 
 class Parameters:
@@ -127,8 +150,90 @@ class Parameters:
             self._write_name(known)
 
     def _write_name(self, known: Known) -> None:
-        detail = known.kind.value if known.kind is not None else ""
+        detail = _detail(known)
         self._names.rename(NameKind.TENSOR, known.name, known.text, detail)
+        for (before, behind), number in known.named_after.items():
+            self._names.rename(NameKind.TENSOR, number, f"{before}{known.text}{behind}", detail)
+
+    def hold(
+        self,
+        tensor: torch.Tensor,
+        category: Category,
+        text: str,
+        *,
+        owner: torch.Tensor | None,
+        pieces: Sequence[tuple[torch.Tensor, int, int, int, int]],
+        certainty: Certainty,
+    ) -> None:
+        """Take in a tensor that a library holds.
+
+        Args:
+            tensor: what it holds.
+            category: what it is.
+            text: what to call it; of an owner's, what stands before the owner's name.
+            owner: the one parameter that it belongs to.
+            pieces: (parameter, first element, number of elements, first of the parameter's, how many
+                the parameter has or 0) of each.
+            certainty: how that is known.
+        """
+        known = self._known.get(id(tensor))
+        if known is None or known.ref() is not tensor:
+            known_owner = None if owner is None else self.find(owner)
+            module = -1 if known_owner is None else known_owner.module
+            if known_owner is None:
+                name = self._names.intern(NameKind.TENSOR, text)
+            else:
+                name = self.name_after(known_owner, f"{text} " if text else "")
+                text = f"{text} {known_owner.text}".lstrip()
+            known = self._known[id(tensor)] = Known(tensor, category, name, text, module)
+            known.kind = WeightKind.UNKNOWN  # that of its parameters is told, where it has any
+        if known.category is not category:
+            known.category, known.address = category, 0
+        if pieces and not known.pieces:
+            known.pieces = tuple(self._slices(pieces))
+            known.address = known.grad_address = 0
+        known.certainty = certainty
+        known.ours = True
+        self._tag(known, tensor)
+
+    def _slices(self, pieces: Sequence[tuple[torch.Tensor, int, int, int, int]]) -> Iterator[Slice]:
+        for parameter, start, count, first, elements in pieces:
+            owner = self.find(parameter)
+            if owner is not None and count:
+                whole = first == 0 and count == (elements or parameter.numel())
+                yield Slice(owner, start, count, "" if whole else f"[{first}:{first + count}]")
+
+    def name_after(self, known: Known, before: str = "", behind: str = "") -> int:
+        """Number of a name that is made of a parameter's, and changes with it."""
+        if not before and not behind:
+            return known.name
+        number = known.named_after.get((before, behind))
+        if number is None:
+            text, detail = f"{before}{known.text}{behind}", _detail(known)
+            number = known.named_after[before, behind] = self._names.new(
+                NameKind.TENSOR, text, detail
+            )
+        return number
+
+    def tag_pieces(
+        self, tensor: torch.Tensor, pieces: Iterable[Slice], category: Category, before: str = ""
+    ) -> None:
+        """Tag the parts of a flat tensor (or of one of as many elements), each for its parameter."""
+        size = tensor.element_size()
+        for piece in pieces:
+            self._recorder.tag(
+                tensor,
+                category,
+                self.name_after(piece.owner, before, piece.suffix),
+                module=piece.owner.module,
+                part=(piece.start * size, piece.count * size),
+            )
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        """Look at a parameter's gradient as soon as it is there."""
+        known = self.find(tensor)
+        if known is not None:
+            known.leaves_early = True
 
     def find(self, tensor: torch.Tensor) -> Known | None:
         """What is known of a tensor."""
@@ -173,12 +278,16 @@ class Parameters:
                 address = grad.data_ptr()
                 if address != known.grad_address and grad.device.type == device_type:
                     known.grad_address = address
-                    if grad.storage_offset():
-                        address -= int(grad.storage_offset()) * grad.element_size()
+                    offset = int(grad.storage_offset())
+                    if offset:
+                        offset *= grad.element_size()
+                        address -= offset
                     device = grad.device.index or 0
                     recorder.tag_address(
-                        address, grad.nbytes, _GRADIENT, known.name, known.module, device
+                        address, grad.nbytes, _GRADIENT, known.name, known.module, device, offset
                     )
+                    if known.pieces:
+                        self.tag_pieces(grad, known.pieces, Category.GRADIENT)
             else:
                 recorder.tag(grad, Category.GRADIENT, known.name, module=known.module)
 
@@ -218,7 +327,11 @@ class Parameters:
         known.address = address
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None
-        self._recorder.tag(tensor, known.category, known.name, module=known.module)
+        self._recorder.tag(
+            tensor, known.category, known.name, module=known.module, certainty=known.certainty
+        )
+        if known.pieces:
+            self.tag_pieces(tensor, known.pieces, known.category)
 
 
 def kind_of(tensor: torch.Tensor) -> WeightKind:
@@ -253,6 +366,10 @@ def _has_moved(known: Known, address: int) -> bool:
         return True
     # Gone: the address was given out again since then.
     return known.storage is not None and known.storage() is None
+
+
+def _detail(known: Known) -> str:
+    return known.kind.value if known.kind is not None else ""
 
 
 def _nothing() -> None:

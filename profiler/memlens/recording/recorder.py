@@ -84,12 +84,18 @@ class Recorder:
         its argument says whether that is certain."""
         self.gauges: list[Callable[[], Iterable[Gauge]]] = []
         """Asked about once a second for memory that no allocator tells of."""
+        self.holdings: list[Callable[[], Iterable[Any]]] = []
+        """Asked what the objects of a library hold (`memlens.adapters.Holding`)."""
+        self.take_stock: Callable[[], None] = lambda: None
+        """Has every adapter say what its library holds right now."""
+        self.watch_gradient: Callable[[torch.Tensor], None] = lambda _: None
+        """Has the gradient of a parameter tagged as soon as it is there: it will not be for long."""
         self._gauge_ns = 0
         self._marks: list[tuple[int, int, int, int]] = []
         self._marks_before = 0
         """How many marks earlier batches hold: the first one in the list has this number."""
         self._clock = MarkClock() if source.annotate is not None else None
-        self._tags: list[tuple[int, int, int, int, int, int, int, int]] = []
+        self._tags: list[tuple[int, int, int, int, int, int, int, int, int]] = []
         self._held: Holder = held or Held(MOST_HELD_ROWS)
         self._writer: RankWriter | None = None
         self.lost_events = 0
@@ -159,11 +165,28 @@ class Recorder:
             self.breathe(now)
 
     def tag_address(
-        self, address: int, size_bytes: int, category: int, name: int, module: int, device: int
+        self,
+        address: int,
+        size_bytes: int,
+        category: int,
+        name: int,
+        module: int,
+        device: int,
+        offset_bytes: int,
     ) -> None:
         """Note what the storage at an address is for (a plain tensor's; the fast way)."""
         self._tags.append(
-            (time_ns(), device, address, size_bytes, category, _DECLARED, name, module)
+            (
+                time_ns(),
+                device,
+                address,
+                size_bytes,
+                category,
+                _DECLARED,
+                name,
+                module,
+                offset_bytes,
+            )
         )
 
     def tag(
@@ -174,12 +197,24 @@ class Recorder:
         *,
         module: int = -1,
         certainty: Certainty = Certainty.DECLARED,
+        part: tuple[int, int] | None = None,
     ) -> None:
-        """Note what a tensor's storage is for, from its allocation until its free."""
+        """Note what a tensor's storage is for, from its allocation until its free.
+
+        Args:
+            tensor: what was seen.
+            category: what it is.
+            name: number of its name.
+            module: number of the module that owns it, or -1.
+            certainty: how that is known.
+            part: where in the tensor that lies which is spoken of, and its size, in bytes; None: all.
+        """
         now, what, sure = time_ns(), _CATEGORY[category.value], _CERTAINTY[certainty.value]
         device_type = self.source.device_type
-        for device, address, size_bytes in storages(tensor, device_type):
-            self._tags.append((now, device, address, size_bytes, what, sure, name, module))
+        for device, address, size_bytes, offset in storages(tensor, device_type):
+            if part is not None:
+                offset, size_bytes = offset + part[0], part[1]
+            self._tags.append((now, device, address, size_bytes, what, sure, name, module, offset))
 
     def evidence(self, *, certain: bool = True) -> None:
         """This process trains a model, so it is a rank; or, less certain, it has made one."""

@@ -23,6 +23,7 @@ from memlens.disk.writer import open_rank
 from memlens.errors import MemlensError, SessionActiveError, UsageError
 from memlens.observers.backward import BackwardObserver
 from memlens.observers.census import existing_blocks, learn_existing_objects
+from memlens.observers.holdings import HoldingObserver
 from memlens.observers.inputs import InputObserver
 from memlens.observers.job_history import JobHistoryObserver
 from memlens.observers.job_profiler import JobProfilerObserver
@@ -172,6 +173,7 @@ class Session:
             optimizers.on_step.append(self._after_step)
         backward = BackwardObserver(recorder, parameters)
         backward.on_exit.append(optimizers.after_backward)
+        holdings = HoldingObserver(recorder, parameters)
         heartbeat = Heartbeat(recorder)
         self._weights_step = -1
         for observer in (
@@ -180,6 +182,7 @@ class Session:
             backward,
             optimizers,
             inputs,
+            holdings,
             heartbeat,
         ):
             observer.install(self._undo)
@@ -197,6 +200,8 @@ class Session:
             ).install(self._undo, heartbeat)
         self._adapters = Adapters(recorder, self._undo)
         self._adapters.install_new()
+        # Before a library has made anything, if that is possible.
+        modules.on_new.append(self._adapters.install_new)
         for model in self._models:
             modules.learn_existing(list(model.modules()))
             modules.name(model)
@@ -205,6 +210,7 @@ class Session:
         # From here on they are the job's alone: what it deletes must be gone.
         self._models, self._optimizers = [], []
         learn_existing_objects(modules, optimizers)
+        recorder.take_stock()
         self._on_step(0)
 
     def stop(self) -> None:
@@ -222,6 +228,7 @@ class Session:
         try:
             if recorder.active:
                 self._modules.name_all()
+                recorder.take_stock()
                 self._parameters.tag_weights()
                 self._parameters.tag_gradients()
         except Exception as error:
@@ -286,6 +293,8 @@ class Session:
             self._adapters.install_new()
             self._parameters.tag_weights()
             self._note_rank()
+        if self._recorder is not None:
+            self._recorder.take_stock()
 
     def _on_step(self, step: int) -> None:
         recorder = self._recorder
@@ -304,6 +313,7 @@ class Session:
         if recorder is None or not recorder.active:
             return
         recorder.start_source()
+        recorder.take_stock()
         known = [tensor for _, tensor in self._parameters.alive()]
         known += self._optimizer_observer.state_tensors()
         recorder.add_census(existing_blocks(self._source, known))

@@ -8,23 +8,31 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["first_tensor", "is_quantised", "live_tensors", "storages", "tensors_in"]
+__all__ = [
+    "first_tensor",
+    "inner_tensors",
+    "is_quantised",
+    "live_tensors",
+    "storages",
+    "tensors_in",
+]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MAX_DEPTH = 6
 
 
-def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int, int]]:
-    """Yield (device, start address, bytes of the tensor) of each storage that a tensor holds.
+def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (device, start address, bytes of the tensor, offset) of each storage that a tensor holds.
 
-    Only of devices of one type; the device is its number among those.
+    Only of devices of one type; the device is its number among those. The offset is that of the tensor
+    within the storage, in bytes.
 
     Views and tied weights give the address of the storage they share. Wrapper subclasses (quantised
     states, DTensor) have no storage of their own and give those of the tensors inside.
     """
     if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
-        for attribute in tensor.__tensor_flatten__()[0]:
-            yield from storages(getattr(tensor, attribute), device_type)
+        for _, inner in inner_tensors(tensor):
+            yield from storages(inner, device_type)
         return
     if tensor.device.type != device_type:
         return
@@ -37,8 +45,17 @@ def storages(tensor: torch.Tensor, device_type: str) -> Iterator[tuple[int, int,
     except (RuntimeError, ValueError):  # no storage: fake, functional or (ValueError) lazy
         return
     if address:
-        start = address - int(tensor.storage_offset()) * tensor.element_size()
-        yield tensor.device.index or 0, start, tensor.nbytes
+        offset = int(tensor.storage_offset()) * tensor.element_size()
+        yield tensor.device.index or 0, address - offset, tensor.nbytes, offset
+
+
+def inner_tensors(tensor: Any) -> list[tuple[str, torch.Tensor]]:
+    """Names and values of the tensors that a wrapper subclass is made of.
+
+    What it names may be something else: DTensor's mesh, since torch 2.13.
+    """
+    parts = [(name, getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0]]
+    return [(name, part) for name, part in parts if isinstance(part, torch.Tensor)]
 
 
 def is_quantised(tensor: torch.Tensor) -> bool:
@@ -57,8 +74,8 @@ def _innermost(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if type(tensor) in _PLAIN or not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
-    for attribute in tensor.__tensor_flatten__()[0]:
-        yield from _innermost(getattr(tensor, attribute))
+    for _, inner in inner_tensors(tensor):
+        yield from _innermost(inner)
 
 
 def _sparse_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -194,12 +194,29 @@ def _tags(history: DeviceHistory, cut_ns: int) -> Columns:
         "certainty": found.certainty[alive],
         "name": found.name[alive],
         "module": found.module[alive],
+        "offset_bytes": np.zeros(len(alive)),
+    }
+    parts = found.parts
+    inner = parts.within((blocks.alloc_ns < cut_ns) & (blocks.free_ns >= cut_ns))
+    holder = parts.block[inner]
+    views: Columns = {
+        "time_ns": np.full(len(inner), cut_ns),
+        "device": np.full(len(inner), history.device),
+        "address": blocks.address[holder],
+        "size_bytes": parts.size_bytes[inner],
+        "category": found.category[holder],
+        "certainty": found.certainty[holder],
+        "name": parts.name[inner],
+        "module": parts.module[inner],
+        "offset_bytes": parts.offset_bytes[inner],
     }
     mine = history.data.tags["device"] == history.device
     later = _later({name: column[mine] for name, column in history.data.tags.items()}, cut_ns)
     return {
-        name: np.concatenate([census[name].astype(later[name].dtype), later[name]])
-        for name in later
+        name: np.concatenate(
+            [census[name].astype(column.dtype), views[name].astype(column.dtype), column]
+        )
+        for name, column in later.items()
     }
 
 
