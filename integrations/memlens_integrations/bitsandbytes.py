@@ -53,9 +53,7 @@ class BitsAndBytesAdapter:
     def simulate(self) -> None:
         """Put a native library that does nothing in the place of the one that needs CUDA."""
         from memlens.simulation.disguise.imports import when_imported
-        from memlens.simulation.disguise.parameters import allow_subclasses
 
-        allow_subclasses()
         loader: Any = ctypes.LibraryLoader
         load: Callable[[Any, str], Any] = loader.LoadLibrary
 

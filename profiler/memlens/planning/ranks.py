@@ -31,7 +31,7 @@ class Ranks:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a launcher would tell the process; it sees one device, so it is the first of its machine."""
+        """What a launcher would tell it: with one device, it is the first of its machine."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),

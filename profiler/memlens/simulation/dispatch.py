@@ -36,6 +36,7 @@ from memlens.simulation.values import MOST_BYTES, StandIn, Values, stand_in
 __all__ = ["Simulation"]
 
 _ATEN = torch.ops.aten
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 _UNKNOWN = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -85,6 +86,9 @@ class Simulation(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operator."""
+        if torch._C._get_dispatch_mode(_FAKE) is not None:
+            # Torch works out shapes for itself (how shards of a tensor go on): no memory of the job's.
+            return func(*args, **(kwargs or {}))
         is_fake = False
         for kind in types:
             if issubclass(kind, FakeTensor):

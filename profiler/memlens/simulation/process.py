@@ -15,6 +15,7 @@ from memlens.simulation.backend import DEVICE_TYPE, register_accelerator
 from memlens.simulation.disguise.cuda_api import Card, install_cuda
 from memlens.simulation.disguise.distributed import install_distributed
 from memlens.simulation.disguise.host import install_host
+from memlens.simulation.disguise.parameters import allow_subclasses
 from memlens.simulation.disguise.tensors import disguise_tensors, replace_kernels
 from memlens.simulation.dispatch import Simulation
 from memlens.simulation.kernels.composites import keep_whole
@@ -80,6 +81,7 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     install_host(simulation)
     install_distributed(world_size)
     disguise_tensors(simulation)
+    allow_subclasses()
     replace_kernels()
     simulation.__enter__()  # type: ignore[no-untyped-call]
     simulation.in_place.measure()

@@ -32,11 +32,11 @@ def allow_subclasses() -> None:
 
     def set_data(tensor: Any, value: Any) -> None:
         # Torch refuses to put one on another device, or one without data where there was some.
-        if not isinstance(value, FakeTensor) or type(tensor) is _Tensor:
+        if not isinstance(value, FakeTensor):
             plain.__set__(tensor, value)
             return
         if not isinstance(tensor, FakeTensor):
-            tensor.__class__ = _both(type(tensor))
+            tensor.__class__ = FakeTensor if type(tensor) is _Tensor else _both(type(tensor))
         elif tensor.fake_device == value.fake_device:
             plain.__set__(tensor, value)
             return
