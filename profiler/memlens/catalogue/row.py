@@ -89,7 +89,8 @@ class Row:
     zero: str = ""
     """Limits under DeepSpeed ZeRO; empty: none known."""
     fsdp: str = ""
-    """Limits under FSDP2; empty: none known."""
+    """Limits under FSDP2, or why it does not run there; empty: none known."""
+    runs_under_fsdp: bool = True
     claim: Claim | None = None
     defects: tuple[str, ...] = ()
     """Defects of the library that would distort a comparison, and what is done about each."""

@@ -29,7 +29,8 @@ _ADAFACTOR = Row(
     in_backward=True,
     implementation_note="a for-loop; 2 fp32 copies of a layer",
     zero="flat partitions are vectors: nothing is factored, 4 bytes per parameter",
-    fsdp="a shard has rows of its own: factors differ from those of one process",
+    fsdp="it adds plain tensors to shards, which are DTensors",
+    runs_under_fsdp=False,
     claim=Claim(
         1.5, "the usual tables (about 1 without first moment)",
         "far too high: 0.008 on a matrix of 1024 x 1024",
@@ -66,6 +67,7 @@ ROWS: tuple[Row, ...] = (
         ),
         takes=("lr", "weight_decay", "maximize", "foreach"),
         fixed={},
+        fsdp="it changes norms of shards in place, which a DTensor does not allow",
         lr_scale=10.0,
         lr_source="torch scales by the weight's RMS: its default is 1e-2",
         implementation_note="the for-loop by default, a layer; foreach needs a copy of the model",
@@ -89,7 +91,8 @@ ROWS: tuple[Row, ...] = (
         implementation="foreach",
         implementation_note="foreach, also on the CPU: 2 copies of the model",
         zero="flat partitions are vectors: nothing is factored, 8 bytes per parameter",
-        fsdp="a shard has rows of its own: factors differ from those of one process",
+        fsdp="it changes norms of shards in place, which a DTensor does not allow",
+        runs_under_fsdp=False,
         claim=Claim(
             2, "the usual tables",
             "4.02 on fp32 parameters, 2.01 on bf16: the first moment is kept in full",

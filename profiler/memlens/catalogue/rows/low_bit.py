@@ -35,7 +35,9 @@ _ADAMW8BIT = Row(
     expected=Expected(2.03125, 2.03125, 2.03125, 2.03125, _BLOCKS),
     in_backward=True,
     implementation_note="one kernel on CUDA; on the CPU 5 fp32 copies of a layer",
-    zero="stages 1 and 2 quantise flat partitions: blocks cross parameters",
+    zero="flat partitions are quantised: blocks cross parameters",
+    fsdp="bitsandbytes' kernels take plain tensors, and the shards of fully_shard are DTensors",
+    runs_under_fsdp=False,
     claim=Claim(
         2, "arXiv 2110.02861", "2.031: blocks of 256 and not of 2048, and two scales per block"
     ),
@@ -58,7 +60,9 @@ _TORCHAO = replace(
     ),
     fixed={"kind": "AdamW8bit"},
     implementation_note="fused by torch.compile on CUDA; eager on the CPU",
-    zero="not tried by its authors; use bitsandbytes",
+    zero="a partition is quantised only where its block size divides it, else its state stays fp32",
+    fsdp="",
+    runs_under_fsdp=True,
     claim=Claim(2, "torchao/optim/README.md", "2.033, and 2.28 for a vector of 8192"),
     defects=(_SILENT, _COMPILE),
 )

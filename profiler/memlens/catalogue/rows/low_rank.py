@@ -72,6 +72,8 @@ ROWS: tuple[Row, ...] = (
             "vectors as adamw8bit",
         ),
         fixed={"kind": "adamw8bit"},
+        fsdp="bitsandbytes' kernels take plain tensors, and the shards of fully_shard are DTensors",
+        runs_under_fsdp=False,
         claim=Claim(
             0.75, "arXiv 2403.03507 figure 1: 5.0 GB for 6.7 billion parameters at rank 1024",
             "holds (the rank of 1024 there, 128 here)",
@@ -91,6 +93,8 @@ ROWS: tuple[Row, ...] = (
         ),
         takes=("lr", "weight_decay"),
         fixed={"kind": "adafactor"},
+        fsdp="it adds plain tensors to shards, which are DTensors",
+        runs_under_fsdp=False,
         claim=None,
     ),
     Row(
@@ -113,7 +117,8 @@ ROWS: tuple[Row, ...] = (
         matrices_only=True,
         implementation_note="a for-loop for matrices, a few copies of a layer; foreach for the rest",
         zero=_FLAT,
-        fsdp="shards are parts of matrices: the projection would be that of the part",
+        fsdp="it multiplies shards, which are DTensors, by a plain projector",
+        runs_under_fsdp=False,
         claim=Claim(
             1, "arXiv 2412.05270 table 1: 2nr + 2 values for a matrix of m x n (without projector)",
             "1.5: pytorch_optimizer keeps the projector, where a seed would do",

@@ -46,6 +46,8 @@ ROWS: tuple[Row, ...] = (
         takes=("lr", "eps", "weight_decay", "maximize"),
         implementation="foreach",
         implementation_note="foreach, also on the CPU: a copy of the model",
+        fsdp="DTensors, the shards of fully_shard, have no _foreach_copy_",
+        runs_under_fsdp=False,
         claim=Claim(16, "Dong and Lin, PRCV 2024: four states"),
     ),
     Row(
@@ -82,7 +84,7 @@ ROWS: tuple[Row, ...] = (
         lr_source="adjust_lr_fn=match_rms_adamw (arXiv 2502.16982) makes its rate that of AdamW",
         implementation_note="a for-loop; orthogonalisation in bf16, 6 to 12 bytes per element of a layer",
         zero="flat partitions are vectors: there is nothing to orthogonalise",
-        fsdp="it must gather each matrix to orthogonalise it: torch.optim.Muon does not",
+        fsdp="each matrix is gathered in step(), to be orthogonalised",
         claim=Claim(
             4, "the usual tables: orthogonalisation in place",
             "true of the state; the orthogonalisation is not in place",
@@ -103,8 +105,7 @@ ROWS: tuple[Row, ...] = (
         lr_source="it is SGD",
         always_in_backward=True,
         implementation_note="within backward, in fp32: the gradient and two casts of one layer",
-        zero="only stage 3, which its authors support; not tried here",
-        fsdp="not supported by its authors",
+        zero="DeepSpeed takes gradients away within backward, and misses those that it has used up",
         claim=Claim(
             0, "arXiv 2306.09782: no gradient either",
             "but for a layer: its gradient and, below fp32, fp32 copies of gradient and weight",
@@ -126,7 +127,8 @@ ROWS: tuple[Row, ...] = (
         options={"heads": 0},
         implementation_note="a for-loop; a few copies of a layer",
         zero="flat partitions have no blocks",
-        fsdp="its authors support model_sharding; not tried here",
+        fsdp="it takes plain tensors, and the shards of fully_shard are DTensors",
+        runs_under_fsdp=False,
         claim=Claim(
             4, "arXiv 2406.16793: 45 to 50 % less than AdamW", "more on bf16 parameters: m is fp32"
         ),
@@ -147,7 +149,8 @@ ROWS: tuple[Row, ...] = (
         takes=("lr", "weight_decay"),
         implementation_note="a for-loop; eigenvectors every 10 steps",
         zero="flat partitions are vectors: it becomes Adam",
-        fsdp="a shard has sides of its own",
+        fsdp="it mixes plain tensors with shards, which are DTensors",
+        runs_under_fsdp=False,
         claim=Claim(
             24, "arXiv 2409.11321 section 6: 2m^2 + 2n^2 + 3mn values for a matrix of m x n, of "
             "which one mn is not state",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from memlens.catalogue.row import Claim, Expected, Row
 
@@ -17,6 +18,13 @@ _PLAIN = (
     "what the job asks for, else torch's default: for-loop on the CPU, foreach on CUDA "
     "(`memlens optimizers NAME` measures all three)"
 )
+_ADAMS = ("torch.optim:Adam", "torch.optim:AdamW")
+_FUSED_ON_SHARDS: dict[str, dict[str, Any]] = {
+    "fused": {
+        "fsdp": "DTensors, the shards of fully_shard, have the fused kernels of Adam and AdamW only",
+        "runs_under_fsdp": False,
+    }
+}
 _LIKE = "one tensor of the parameter's shape and dtype for each moment"
 
 
@@ -32,6 +40,7 @@ def _with_implementations(row: Row, *names: str) -> list[Row]:
             implementation=label,
             implementation_note=_IMPLEMENTATIONS[label],
             claim=None,
+            **_FUSED_ON_SHARDS.get(label if row.home not in _ADAMS else "", {}),
         )
         for name, value, label in (
             ("foreach", True, "foreach"),
