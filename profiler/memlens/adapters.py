@@ -245,7 +245,7 @@ def mark_scope(
         undo: gets the way back.
         owner: class or module that has the function.
         attribute: the function's name.
-        text: what to call it.
+        text: what to call it, and the memory that it allocates and no object shows.
         survivors: category of memory that a call allocates and leaves behind.
         temporaries: category of memory that a call allocates and frees.
     """
@@ -254,6 +254,7 @@ def mark_scope(
     if temporaries is not Category.TEMPORARY:
         kept = f"{kept}/{temporaries.value}"
     scope = recorder.names.intern(NameKind.SCOPE, text, kept)
+    recorder.names.intern(NameKind.TENSOR, text)
     enter = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_ENTER, scope))
     leave = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_EXIT, scope))
 

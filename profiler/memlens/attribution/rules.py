@@ -72,10 +72,11 @@ def attribute(
     category = _infer(blocks, segments, where)
     category[_is_workspace(blocks, segments, where, workspaces)] = _CATEGORY["workspace"]
     certainty = np.full(len(category), _CERTAINTY["inferred"], np.int8)
-    name = np.full(len(category), -1, np.int64)
+    # What a library keeps, and no object shows, is called after what made it.
+    name = np.where(category == _CATEGORY["temporary"], -1, segments.label[where])
     module = segments.module[where].astype(np.int64)
     # The census does not know who allocated what it found.
-    module[blocks.preexisting] = -1
+    name[blocks.preexisting] = module[blocks.preexisting] = -1
 
     hit = _locate(blocks, tags)
     uncovered = _uncovered(tags, hit < 0)

@@ -57,6 +57,8 @@ class Segments:
     """Category (position) of what outlives a LIBRARY scope."""
     temporary: Array
     """Category (position) of what is freed within it."""
+    label: Array
+    """Number of the tensor's name for what a LIBRARY scope allocates, or -1."""
     next_forward_ns: Array
     """When the next forward (or backward) from outside of any scope begins; FOREVER if none does."""
     step_start_ns: dict[int, int]
@@ -171,11 +173,14 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     mark_ns, mark_kind, mark_value = (marks[name][order] for name in ("time_ns", "kind", "value"))
     has_modules = bool(np.any(mark_kind == _KIND["module_enter"]))
     survivors = {number: _kept(detail) for number, (_, detail) in names.scope.items()}
+    texts = {text: number for number, text in names.tensor.items()}
+    labels = {number: texts.get(text, -1) for number, (text, _) in names.scope.items()}
 
     # One segment before the first mark, and one after each.
     count = len(order) + 1
     phase, module, scope = [_INIT] * count, [-1] * count, [int(Scope.NONE)] * count
     survivor, temporary, end = [0] * count, [0] * count, [FOREVER] * count
+    label = [-1] * count
     stack: list[_Frame] = []
     current_step, seen_work = 0, False
     step_start: dict[int, int] = {}
@@ -246,6 +251,8 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
             top.owner.segments.append(index)
             scope[index], module[index] = top.scope, top.module
             survivor[index], temporary[index] = top.survivor, top.temporary
+            if top.kind is Scope.LIBRARY:
+                label[index] = labels.get(top.number, -1)
             phase[index] = top.phase
             if len(stack) == 1 and top.kind is Scope.OPTIMIZER:
                 undecided.append(index)
@@ -269,6 +276,7 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         scope_end_ns=np.array(end, np.int64),
         survivor=np.array(survivor, np.int8),
         temporary=np.array(temporary, np.int8),
+        label=np.array(label, np.int64),
         next_forward_ns=outer[np.searchsorted(outer, ends, side="left")],
         step_start_ns=step_start,
         trained=trained,

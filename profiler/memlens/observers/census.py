@@ -53,6 +53,14 @@ def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[
         return told
     blocks: dict[int, int] = {}
 
+    def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
+        try:
+            is_leaf = tensor.requires_grad and tensor.is_leaf
+        except RuntimeError:  # a view of what was changed since, which torch will not tell of
+            return None
+        # A gradient has no Python object as long as nobody has asked for it.
+        return tensor.grad if is_leaf and may_read_gradients() else None
+
     def add(tensor: torch.Tensor) -> None:
         try:
             storage = tensor.untyped_storage()
@@ -65,9 +73,7 @@ def existing_blocks(source: Source, known: Iterable[torch.Tensor] = ()) -> list[
 
     for tensor in live_tensors(chain(gc.get_objects(), known), source.device_type):
         add(tensor)
-        # A gradient has no Python object as long as nobody has asked for it.
-        if tensor.requires_grad and tensor.is_leaf and may_read_gradients():
-            gradient = tensor.grad
-            if gradient is not None:
-                add(gradient)
+        gradient = gradient_of(tensor)
+        if gradient is not None:
+            add(gradient)
     return [Block(address, size_bytes) for address, size_bytes in blocks.items()]

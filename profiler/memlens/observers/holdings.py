@@ -21,6 +21,7 @@ class HoldingObserver:
 
     def install(self, undo: ExitStack) -> None:
         """Let adapters say that now is a good moment, and which gradients leave early."""
+        self._recorder.hold = self._recorder.hook("adapters", self._tell)
         self._recorder.take_stock = self._recorder.hook("adapters", self.look)
         self._recorder.watch_gradient = self._recorder.hook("adapters", self._parameters.watch)
 

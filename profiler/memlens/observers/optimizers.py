@@ -225,7 +225,7 @@ class OptimizerObserver:
             if parts and type(parts[0][1]) is not torch.Tensor:  # distributed and quantised
                 self._tag(owner, name, parts[0][1])
                 return
-        text = name if known is None else f"{name} of {known.text}"
+        text = name if known is None else f"{name} of {known.label}"
         master = "master" in name.lower() or "fp32_param" in name.lower()
         category = Category.MASTER_WEIGHT if master else Category.OPTIMIZER_STATE
         self._recorder.tag(

@@ -41,6 +41,7 @@ class Known:
         "pieces",
         "ref",
         "storage",
+        "suffix",
         "text",
         "watched",
     )
@@ -49,6 +50,8 @@ class Known:
         self, tensor: torch.Tensor, category: Category, name: int, text: str, module: int
     ) -> None:
         self.text = text
+        self.suffix = ""
+        """Which elements of the parameter a shard holds: `[1024:4096]`."""
         self.kind: WeightKind | None = None
         """None: not told yet."""
         self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
@@ -70,6 +73,11 @@ class Known:
         """Of a flat tensor: whose elements it holds."""
         self.named_after: dict[tuple[str, str], int] = {}
         """Numbers of names that are made of its own, by what stands before and behind it."""
+
+    @property
+    def label(self) -> str:
+        """What to call its memory."""
+        return self.text + self.suffix
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ class Parameters:
 
     def _write_name(self, known: Known) -> None:
         detail = _detail(known)
-        self._names.rename(NameKind.TENSOR, known.name, known.text, detail)
+        self._names.rename(NameKind.TENSOR, known.name, known.label, detail)
         for (before, behind), number in known.named_after.items():
             self._names.rename(NameKind.TENSOR, number, f"{before}{known.text}{behind}", detail)
 
@@ -173,14 +181,16 @@ class Parameters:
             text: what to call it; of an owner's, what stands before the owner's name.
             owner: the one parameter that it belongs to.
             pieces: (parameter, first element, number of elements, first of the parameter's, how many
-                the parameter has or 0) of each.
+                the parameter has or 0) of each. One of the tensor itself: it is a shard.
             certainty: how that is known.
         """
         known = self._known.get(id(tensor))
         if known is None or known.ref() is not tensor:
             known_owner = None if owner is None else self.find(owner)
             module = -1 if known_owner is None else known_owner.module
-            if known_owner is None:
+            if not text and known_owner is None:  # a parameter, whose name will be known
+                name = self._names.new(NameKind.TENSOR, text)
+            elif known_owner is None:
                 name = self._names.intern(NameKind.TENSOR, text)
             else:
                 name = self.name_after(known_owner, f"{text} " if text else "")
@@ -190,11 +200,19 @@ class Parameters:
         if known.category is not category:
             known.category, known.address = category, 0
         if pieces and not known.pieces:
-            known.pieces = tuple(self._slices(pieces))
-            known.address = known.grad_address = 0
+            self._divide(known, tuple(self._slices(pieces)))
         known.certainty = certainty
         known.ours = True
         self._tag(known, tensor)
+
+    def _divide(self, known: Known, pieces: tuple[Slice, ...]) -> None:
+        if len(pieces) == 1 and pieces[0].owner is known:
+            if known.suffix != pieces[0].suffix:
+                known.suffix = pieces[0].suffix
+                self._write_name(known)
+        elif pieces:
+            known.pieces = pieces
+            known.address = known.grad_address = 0
 
     def _slices(self, pieces: Sequence[tuple[torch.Tensor, int, int, int, int]]) -> Iterator[Slice]:
         for parameter, start, count, first, elements in pieces:
@@ -323,7 +341,7 @@ class Parameters:
             # is no kind for the memory that it was in, which keeps the old name for itself.
             known.kind = kind_of(tensor)
             self._write_name(known)
-            known.name = self._names.new(NameKind.TENSOR, known.text, known.kind.value)
+            known.name = self._names.new(NameKind.TENSOR, known.label, known.kind.value)
         known.address = address
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None

@@ -86,6 +86,8 @@ class Recorder:
         """Asked about once a second for memory that no allocator tells of."""
         self.holdings: list[Callable[[], Iterable[Any]]] = []
         """Asked what the objects of a library hold (`memlens.adapters.Holding`)."""
+        self.hold: Callable[[Any], None] = lambda _: None
+        """Has one holding noted: what a library has just made, or will free before stock is taken."""
         self.take_stock: Callable[[], None] = lambda: None
         """Has every adapter say what its library holds right now."""
         self.watch_gradient: Callable[[torch.Tensor], None] = lambda _: None
