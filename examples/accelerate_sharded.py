@@ -1,6 +1,6 @@
 """Train a small Llama with Accelerate, sharded as its configuration says.
 
-accelerate launch --config_file examples/configs/accelerate_fsdp2.yaml examples/accelerate_sharded.py
+cd examples; accelerate launch --config_file configs/accelerate_fsdp2.yaml accelerate_sharded.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main() -> None:
 
     model = build_model(args.seq)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scheduler = get_linear_schedule_with_warmup(optimizer, 2, args.steps * accelerator.num_processes)
+    scheduler = get_linear_schedule_with_warmup(
+        optimizer, 2, args.steps * accelerator.num_processes
+    )
     dataloader = DataLoader(TextWindows(args.seq), args.batch, shuffle=True)
     model, optimizer, dataloader, scheduler = accelerator.prepare(
         model, optimizer, dataloader, scheduler

@@ -1,6 +1,6 @@
-"""Train a small network on images of CIFAR's size with DeepSpeed:
+"""Train a small network on images of CIFAR's size with DeepSpeed.
 
-deepspeed --num_gpus 2 examples/deepspeed_cifar.py --deepspeed --deepspeed_config examples/configs/ds_config.json
+cd examples; deepspeed --num_gpus 2 deepspeed_cifar.py --deepspeed --deepspeed_config configs/ds_config.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Train a small Llama with Hugging Face Trainer, sharded as its command line says.
 
-torchrun --nproc-per-node 2 examples/hf_sharded.py --deepspeed examples/configs/ds_zero3.json
-torchrun --nproc-per-node 2 examples/hf_sharded.py --fsdp "full_shard auto_wrap" --fsdp_config examples/configs/fsdp2.json
+cd examples
+torchrun --nproc-per-node 2 hf_sharded.py --bf16 --deepspeed configs/ds_zero3.json
+torchrun --nproc-per-node 2 hf_sharded.py --fsdp --fsdp_config configs/fsdp2.json
 """
 
 from __future__ import annotations
