@@ -1,6 +1,7 @@
 """Train a small network on images of CIFAR's size with DeepSpeed.
 
-cd examples; deepspeed --num_gpus 2 deepspeed_cifar.py --deepspeed --deepspeed_config configs/ds_config.json
+cd examples
+deepspeed --num_gpus 2 deepspeed_cifar.py --deepspeed --deepspeed_config configs/ds_config.json
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run a script of Accelerate's on CPUs as if each process had a GPU: accelerate_on_cpu.py SCRIPT [ARGUMENTS]
+"""Run a script of Accelerate's on CPUs as if each process had a GPU: SCRIPT [ARGUMENTS]
 
 Without an accelerator, Accelerate knows neither FSDP (and quietly takes DDP) nor how many processes
 DeepSpeed has. Here it takes the CPU for one, and gloo for what connects them. The script and all that it
