@@ -103,7 +103,7 @@ class RankLayout:
     master_weights: tuple[Held, ...]
     """Higher-precision copies; empty where the optimizer updates the weights themselves."""
     gradients_between_steps: tuple[Held, ...]
-    """What is never given back."""
+    """What is never given back once the first step is done."""
     gradients_after_backward: tuple[Held, ...]
     """After the last backward before a step."""
     gradients_in_step: tuple[tuple[Held, ...], ...]

@@ -192,15 +192,11 @@ class _Gradients:
         return (Held(name, Category.GRADIENT, end, zero.weight_bytes, tuple(spans)),)
 
     def _padding(self, group: FlatGroup) -> tuple[Held, ...]:
-        """Zeros that are put behind the last gradient of a partition."""
+        """Zeros that are put between and behind the gradients of a partition."""
         if self._zero.accumulates_apart:
             return ()
-        held = group.pieces(self._rank)
-        missing = group.partition_elements
-        if not self._zero.parameter_alignment:
-            missing -= sum(piece.count for piece in held)
-        elif held:
-            missing -= held[-1].start + held[-1].count
+        held = sum(piece.count for piece in group.pieces(self._rank))
+        missing = group.partition_elements - held
         if not missing:
             return ()
         name = f"padding of group {group.index}"
@@ -214,14 +210,20 @@ class _Gradients:
 
     @cached_property
     def between_steps(self) -> tuple[Held, ...]:
-        if not self._zero.offload_optimizer:
+        zero = self._zero
+        if not zero.offload_optimizer:
             return ()
         largest = max(each.elements for group in self._groups for each in group.parameters)
-        size = self._zero.weight_bytes
+        size = zero.weight_bytes
+        accumulated: tuple[Held, ...] = ()
+        if zero.gradient_accumulation_steps > 1 and not zero.accumulates_apart:
+            mine = [each for group in self._groups for each in _owned(group, self._rank)]
+            accumulated = whole(mine, Category.GRADIENT, size, on_host=True)
         return (
             *self._on_host(),
             Held("staged gradient", Category.GRADIENT, largest, size, on_host=True),
             Held("staged gradient", Category.GRADIENT, largest, size),
+            *accumulated,
         )
 
     @cached_property
@@ -230,13 +232,7 @@ class _Gradients:
         if not zero.offload_optimizer:
             padding = (self._padding(group) for group in self._groups)
             return (*self._held, *chain.from_iterable(padding))
-        if zero.accumulates_apart:
-            return (*self.between_steps, *self._held)
-        accumulated: tuple[Held, ...] = ()
-        if zero.gradient_accumulation_steps > 1:
-            mine = [each for group in self._groups for each in _owned(group, self._rank)]
-            accumulated = whole(mine, Category.GRADIENT, zero.weight_bytes, on_host=True)
-        return (*self.between_steps, *accumulated)
+        return (*self.between_steps, *(self._held if zero.accumulates_apart else ()))
 
     @cached_property
     def in_step(self) -> tuple[tuple[Held, ...], ...]:
