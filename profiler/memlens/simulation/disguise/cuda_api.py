@@ -173,6 +173,8 @@ def install_cuda(memory: DeviceMemory, card: Card) -> None:
         for name, answer in answers.items():
             if hasattr(owner, name):
                 setattr(owner, name, answer)
+    for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
+        setattr(cuda.nvtx, name, nothing)
     torch.version.cuda = torch.version.cuda or "12.8"
     for name, answer in {
         "_cuda_clearCublasWorkspaces": memory.drop_workspaces,
