@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from memlens.answers import (
     RunInfo,
 )
 from memlens.disk.format import RANK_FILE, RUN_FILE
 from memlens.disk.headers import RUN_FIELDS, read_header
-from memlens.disk.numbering import number_ranks
-from memlens.disk.reader import RankData, read_rank
+from memlens.disk.lazy import RankFolder
+from memlens.disk.numbering import Claim, number_ranks
 from memlens.errors import CaptureError
 from memlens.rank import RankCapture
 
-__all__ = ["Capture", "RankCapture", "load"]
+__all__ = ["Capture", "RankCapture", "Unreadable", "load"]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A process whose folder can not be read."""
+
+    rank: int | None
+    """None: not even that is known."""
+    problem: str
+    """Why, in one sentence."""
 
 
 def load(run: str | os.PathLike[str]) -> Capture:
     """Open a run's folder.
 
+    A rank's streams are read when it is first asked something; with thousands of ranks, `release` each
+    after it. Where there is one rank only, it is read at once.
+
     Raises:
-        CaptureError: it is not a capture, is damaged, holds no rank, or has another version.
+        CaptureError: it is not a capture, is damaged, holds no rank that can be read, or has another
+            version. (Of several ranks, a damaged one raises when it is asked.)
     """
     folder = Path(run)
     if not os.path.isdir(folder):
@@ -38,45 +53,67 @@ def load(run: str | os.PathLike[str]) -> Capture:
             f"{folder} holds no rank: no process of the job trained a model with torch (or it was "
             "stopped before it did, or its Python ignores PYTHONPATH: -I, -E, -S)"
         )
-    ranks = [(path, read_rank(path)) for path in folders]
+    ranks: list[RankFolder] = []
+    unreadable: list[Unreadable] = []
+    for path in folders:
+        try:
+            ranks.append(RankFolder(path))
+        except CaptureError as error:
+            if len(folders) == 1:
+                raise
+            unreadable.append(Unreadable(_rank_of(path), str(error)))
+    if not ranks:
+        raise CaptureError(unreadable[0].problem)
+    if len(folders) == 1:
+        _ = ranks[0].data  # whoever opens a damaged capture learns it here
     # A process that merely starts those who train is none of them.
-    trained = [item for item in ranks if item[1].header["trains"]]
-    return Capture(folder, header, trained or ranks)
+    trained = [rank for rank in ranks if rank.header["trains"]]
+    return Capture(folder, header, trained or ranks, unreadable)
 
 
 class Capture:
     """A run: what every rank recorded. Made by `memlens.load`, or `session.capture`."""
 
     def __init__(
-        self, folder: Path, header: dict[str, Any], ranks: list[tuple[Path, RankData]]
+        self,
+        folder: Path,
+        header: dict[str, Any],
+        ranks: Sequence[RankFolder],
+        unreadable: Sequence[Unreadable] = (),
     ) -> None:
         self.path = folder
-        ranks = sorted(ranks, key=lambda item: item[1].header["started_ns"])
-        first = ranks[0][1].header
-        world_size = max(data.header["world_size"] for _, data in ranks)
-        expected = world_size
-        if first["source"] == "simulated":  # those that were simulated stand for all
-            world_size, expected = len(ranks), 0
-        numbers, problems = number_ranks([data.header["rank"] for _, data in ranks], expected)
+        ranks = sorted(ranks, key=lambda rank: rank.header["started_ns"])
+        first = ranks[0].header
+        numbered = number_ranks(
+            [_claim(rank.header, len(ranks)) for rank in ranks],
+            [each.rank for each in unreadable if each.rank is not None],
+        )
         captures = [
-            RankCapture(data, number, device)
-            for (_, data), number in zip(ranks, numbers, strict=True)
-            for device in _used_devices(data)
+            RankCapture(rank, number, device, launch)
+            for rank, number, launch in zip(ranks, numbered.numbers, numbered.launches, strict=True)
+            for device in rank.devices
         ]
         self.ranks: tuple[RankCapture, ...] = tuple(sorted(captures, key=lambda item: item.rank))
         """One per rank and device."""
+        self.unreadable: tuple[Unreadable, ...] = tuple(unreadable)
+        """Ranks whose header can not be read, so that nothing is known of them."""
+        self.launches = max(numbered.launches) + 1
+        """How often the job was started in this folder; by the launcher after a failure, say."""
+        self.is_whole = not numbered.missing and numbered.agree and not unreadable
+        """Every rank of the last launch has a capture that can be opened."""
         self.info = RunInfo(
             path=str(folder),
             name=folder.absolute().name,
             format_version=header["version"],
             source=first["source"],
-            world_size=world_size,
+            world_size=numbered.world_size,
             command=tuple(header["command"]),
             created_ns=header["created_ns"],
             torch_version=first["torch"],
             memlens_version=header["memlens"],
         )
-        if not any(data.header["trains"] for _, data in ranks):
+        problems = list(numbered.problems)
+        if not any(rank.header["trains"] for rank in ranks):
             problems.append("no training was seen: no module, backward or optimizer")
         self.problems: tuple[str, ...] = tuple(problems)
         """What is wrong with the run as a whole; ranks have problems of their own."""
@@ -94,6 +131,16 @@ class Capture:
         raise CaptureError(f"{self.path} holds no rank {number}, only {held}")
 
 
-def _used_devices(data: RankData) -> list[int]:
-    """Positions of the devices that anything was recorded of; the first one if of none."""
-    return sorted(set(np.unique(data.events["device"]).tolist())) or [0]
+def _claim(header: dict[str, Any], ranks: int) -> Claim:
+    """What a process said of itself."""
+    if header["source"] == "simulated":  # those that were simulated stand for all
+        return Claim(header["rank"], ranks)
+    return Claim(
+        header["rank"], header["world_size"], header.get("launch"), header.get("restart") or 0
+    )
+
+
+def _rank_of(folder: Path) -> int | None:
+    """Which rank a folder is of, by its name."""
+    match = re.fullmatch(r"rank-(\d{1,9})(-\d+)?", folder.name)
+    return int(match[1]) if match else None

@@ -34,6 +34,7 @@ from memlens.attribution.lifetimes import FOREVER, Lifetimes
 from memlens.attribution.rules import Attribution
 from memlens.attribution.segments import PHASES, Segments
 from memlens.disk.format import codes
+from memlens.disk.lazy import RankFolder
 from memlens.disk.reader import RankData
 from memlens.events import Category, Certainty, WeightKind
 
@@ -47,6 +48,8 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _WEIGHT = codes(Category)["weight"]
+_WORKED_OUT = ("_history", "_bounds", "coverage")
+"""What a rank keeps of what it was asked."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,51 @@ class _Rows:
 class RankCapture:
     """What one rank recorded of one device. Times are nanoseconds since the Unix epoch."""
 
-    def __init__(self, data: RankData, rank: int, device: int) -> None:
+    def __init__(
+        self, source: RankData | RankFolder, rank: int, device: int, launch: int = 0
+    ) -> None:
         self.rank = rank
-        self.device: str = str(data.header["devices"][device])
-        self._data = data
+        self.launch = launch
+        """Which start of the job it belongs to, from 0 on."""
+        self.device: str = str(source.header["devices"][device])
+        self.header: dict[str, Any] = source.header
+        """What `rank.json` says."""
+        self._source = source
         self._device = device
-        self._history = DeviceHistory(data, device)
-        self.events = int(np.count_nonzero(data.events["device"] == device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was worked out: the copy in another process reads for itself."""
+        return {name: self.__dict__[name] for name in self.__dict__ if name not in _WORKED_OUT}
+
+    @property
+    def events(self) -> int:
         """How many allocations and frees were recorded, the census included."""
+        if isinstance(self._source, RankFolder):
+            return self._source.events(self._device)
+        return int(np.count_nonzero(self._source.events["device"] == self._device))
+
+    @property
+    def size_bytes_on_disk(self) -> int:
+        """Of the streams, or 0 if there are none."""
+        return self._source.size_bytes if isinstance(self._source, RankFolder) else 0
+
+    def release(self) -> None:
+        """Forget what was read and worked out; the next question reads it again.
+
+        For those who go through more ranks than fit into memory.
+        """
+        for name in _WORKED_OUT:
+            self.__dict__.pop(name, None)
+        if isinstance(self._source, RankFolder):
+            self._source.release()
+
+    @property
+    def _data(self) -> RankData:
+        return self._source.data if isinstance(self._source, RankFolder) else self._source
+
+    @cached_property
+    def _history(self) -> DeviceHistory:
+        return DeviceHistory(self._data, self._device)
 
     # -- parts, worked out when first asked for; for those who go beyond the questions below -----
 
@@ -161,7 +201,12 @@ class RankCapture:
     @property
     def out_of_memory(self) -> tuple[OutOfMemory, ...]:
         """Requests that failed on this device, the first one first."""
-        return tuple(each for each in self._data.bundles if each.device_index == self._device)
+        return tuple(each for each in self._source.bundles if each.device_index == self._device)
+
+    @property
+    def last_event_ns(self) -> int | None:
+        """When something was last allocated or freed; None: never."""
+        return int(self.blocks.time_ns[-1]) if len(self.blocks.time_ns) else None
 
     def gauges(self) -> tuple[Gauge, ...]:
         """Memory beside the allocator's count: in use on the device, pinned on the host."""

@@ -23,6 +23,7 @@ LAYERS = (
     {"analysis"},
     {"rank"},
     {"capture"},
+    {"across"},
     {"recording", "sources", "observers", "adapters", "simulation"},
     {"variants"},
     {"importing", "launch", "report"},

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from memlens.disk.numbering import number_ranks
+from memlens.disk.numbering import Claim, Numbered, number_ranks
+
+
+def numbered(given: list[int | None], world_size: int) -> Numbered:
+    return number_ranks([Claim(rank, world_size) for rank in given])
 
 
 @pytest.mark.parametrize(
@@ -22,19 +26,19 @@ from memlens.disk.numbering import number_ranks
     ],
 )
 def test_numbers(given: list[int | None], world_size: int, numbers: list[int]) -> None:
-    assert number_ranks(given, world_size)[0] == numbers
+    assert numbered(given, world_size).numbers == tuple(numbers)
 
 
 def test_nothing_is_wrong_with_a_whole_run() -> None:
-    assert number_ranks([3, 1, 0, 2], 4)[1] == []
+    assert numbered([3, 1, 0, 2], 4).problems == ()
 
 
 def test_missing_ranks_are_named_up_to_a_few() -> None:
-    assert number_ranks([1], 3)[1] == ["no capture of rank 0, 2"]
-    assert number_ranks([0], 9)[1] == ["no capture of rank 1, 2, 3, 4, 5 and 3 more"]
+    assert numbered([1], 3).problems == ("no capture of rank 0, 2",)
+    assert numbered([0], 9).problems == ("no capture of rank 1, 2, 3, 4, 5 and 3 more",)
 
 
 def test_ranks_that_came_twice_are_named() -> None:
-    assert number_ranks([0, 1, 1, 0], 2)[1] == [
-        "several processes had the same rank; shown as rank 2, 3: those that began later"
-    ]
+    assert numbered([0, 1, 1, 0], 2).problems == (
+        "several processes had the same rank; shown as rank 2, 3: those that began later",
+    )

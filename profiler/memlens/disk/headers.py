@@ -50,6 +50,10 @@ def _is_count_if_there(value: object) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_text_if_there(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
 def _is_object_if_there(value: object) -> bool:
     return value is None or isinstance(value, dict)
 
@@ -76,6 +80,10 @@ RANK_FIELDS: Fields = {
     "lost_events": _is_count_if_there,
     "allocator": _is_object_if_there,
     "workspaces": _is_counts_if_there,
+    "device_events": _is_counts_if_there,
+    "launch": _is_text_if_there,
+    "restart": _is_count_if_there,
+    "error": _is_text_if_there,
 }
 """What readers rely on; the files hold more, for people."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -83,6 +84,7 @@ class RankWriter:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self._streams: dict[str, Any] = {}
         self._rows = dict.fromkeys(SCHEMAS, 0)
+        self._device_events: Counter[int] = Counter()
         self._broken = False
         for table, schema in SCHEMAS.items():
             # OSFile hands each batch to the kernel at once; Python's open() would buffer the last.
@@ -112,6 +114,9 @@ class RankWriter:
             self._broken = True
             raise
         self._rows[table] += batch.num_rows
+        if table == "events":
+            for each in batch.column("device").value_counts().to_pylist():
+                self._device_events[each["values"]] += each["counts"]
 
     def close(self, **changes: Any) -> None:
         """End the streams and say in `rank.json` that the session closed in good order.
@@ -125,7 +130,14 @@ class RankWriter:
                 undo.callback(sink.close)
                 if not self._broken:
                     stream.close()
-        self.update(closed=not self._broken, rows=self._rows, **changes)
+        self._header.update(changes)
+        # So that a reader knows, without the streams, which of a host's devices the process used.
+        devices = range(len(self._header["devices"]))
+        self.update(
+            closed=not self._broken,
+            rows=self._rows,
+            device_events=[self._device_events[device] for device in devices],
+        )
 
 
 def open_rank(run: Path, rank: int | None, header: dict[str, object]) -> RankWriter:
