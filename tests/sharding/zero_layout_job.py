@@ -138,6 +138,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     answers = {name: run(config) for name, config in asked.items()}
-    torch.distributed.barrier()
     print("found", json.dumps([torch.distributed.get_rank(), answers]), flush=True)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
