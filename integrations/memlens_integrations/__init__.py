@@ -11,7 +11,11 @@ __all__ = ["ADAPTERS"]
 
 ADAPTERS: dict[str, str] = {
     "bitsandbytes": "memlens_integrations.bitsandbytes:BitsAndBytesAdapter",
+    "deepspeed": "memlens_integrations.deepspeed_adapter:DeepSpeedAdapter",
     "ddp": "memlens_integrations.ddp:DistributedDataParallelAdapter",
+    "fsdp1": "memlens_integrations.fsdp1:FullyShardedDataParallelAdapter",
+    "fsdp2": "memlens_integrations.fsdp2:FullyShardAdapter",
     "peft": "memlens_integrations.peft:PeftAdapter",
     "torchao": "memlens_integrations.torchao_adapter:TorchAOAdapter",
+    "zero_redundancy": "memlens_integrations.zero_redundancy:ZeroRedundancyAdapter",
 }

@@ -29,6 +29,7 @@ __all__ = [
     "WeightAdapters",
     "load_adapters",
     "mark_scope",
+    "watch_calls",
 ]
 
 _TABLE = "memlens_integrations"
@@ -268,3 +269,44 @@ def mark_scope(
 
     setattr(owner, attribute, wrapper)
     undo.callback(setattr, owner, attribute, original)
+
+
+def watch_calls(
+    recorder: Recorder,
+    undo: ExitStack,
+    owner: Any,
+    attribute: str,
+    *,
+    before: Callable[..., None] | None = None,
+    after: Callable[..., None] | None = None,
+) -> None:
+    """Have a function of a library call others first, or afterwards, with its own arguments.
+
+    Args:
+        recorder: of the session.
+        undo: gets the way back.
+        owner: class or module that has the function.
+        attribute: the function's name.
+        before: called first.
+        after: called when the function has returned; not if it raised.
+    """
+    original: Callable[..., Any] = getattr(owner, attribute)
+    text = f"adapter of {attribute}"
+    enter = None if before is None else recorder.hook(text, before)
+    leave = None if after is None else recorder.hook(text, after)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if enter is not None:
+            enter(*args)
+        result = original(*args, **kwargs)
+        if leave is not None:
+            leave(*args)
+        return result
+
+    is_inherited = isinstance(owner, type) and attribute not in vars(owner)
+    setattr(owner, attribute, wrapper)
+    if is_inherited:
+        undo.callback(delattr, owner, attribute)
+    else:
+        undo.callback(setattr, owner, attribute, original)

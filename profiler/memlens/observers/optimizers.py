@@ -45,6 +45,10 @@ class OptimizerObserver:
         self._expected: set[int] = set()
         self._overdue = False
         """One has stepped twice in a row, so the step between the two is over."""
+        self._whole: list[int] = []
+        """Steps of libraries' own optimizers that are open; each steps ours, often piece by piece."""
+        self._in_whole: set[int] = set()
+        """Which optimizers have stepped within the outermost of those."""
         self.step = 0
         self.on_step: list[Callable[[int], None]] = []
         """Called with the number of the step that begins."""
@@ -52,6 +56,8 @@ class OptimizerObserver:
     def install(self, undo: ExitStack) -> None:
         """Hook into every optimizer of this process."""
         hook = self._recorder.hook
+        self._recorder.enter_step = hook("optimizer observer", self._enter_whole)
+        self._recorder.leave_step = hook("optimizer observer", self._leave_whole)
         for handle in (
             torch_optimizer.register_optimizer_step_pre_hook(
                 hook("optimizer observer", self._enter)
@@ -97,10 +103,14 @@ class OptimizerObserver:
             # Hooks are not told of a step that an exception has left, so see who is still at work.
             self._depth = _open_steps()
         if self._depth > 1:  # one optimizer within another: a wrapper, not a step of its own
+            self._expected.discard(scope)
             return
         backward = self._recorder.backward
         before = self._stepped.get(scope)
-        if before is not None and not (backward and before == backward):
+        again = scope in self._in_whole or (backward and before == backward)
+        if self._whole:
+            self._in_whole.add(scope)
+        if before is not None and not again:
             self._expected = set(self._stepped)
             self._overdue = True
             self._end_if_complete()
@@ -119,7 +129,8 @@ class OptimizerObserver:
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
-        if self._depth:
+        if self._depth:  # the wrapper may hold no state itself (ZeroRedundancyOptimizer)
+            self._tag_state(optimizer)
             return
         scope = self.learn(optimizer)
         self._recorder.take_stock()
@@ -128,12 +139,28 @@ class OptimizerObserver:
         self._stepped[scope] = self._recorder.backward
         self._end_if_complete()
 
+    def _enter_whole(self, kind: str) -> None:
+        """A library's own optimizer begins to step: one of torch's, once for each group of parameters."""
+        scope = self._recorder.names.intern(NameKind.SCOPE, kind, kind)
+        self._whole.append(scope)
+        self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
+
+    def _leave_whole(self) -> None:
+        if self._whole:
+            self._recorder.mark(MarkKind.OPTIMIZER_EXIT, self._whole.pop())
+        if not self._whole:
+            self._in_whole.clear()
+            if self._stepped:
+                self._end_if_complete()
+
     def after_backward(self) -> None:
         """Optimizers that step within backward may have ended a training step."""
         if self._stepped:
             self._end_if_complete()
 
     def _end_if_complete(self) -> None:
+        if self._whole:
+            return
         complete = set(self._stepped) >= self._expected & set(self._scopes.values())
         if (complete or self._overdue) and not self._recorder.backward:
             self._end_step()
