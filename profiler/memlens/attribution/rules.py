@@ -91,6 +91,7 @@ def attribute(
         & ~blocks.preexisting[block]
     )
     keep = ~((tags["category"][tag] == _CATEGORY["input"]) & made_by_model)
+    keep &= ~_in_bucket(blocks, tags, tag, block)
     tag, block = tag[keep], block[keep]
 
     rank = np.full(len(_CATEGORY), len(_PRIORITY), np.int64)
@@ -112,6 +113,16 @@ def attribute(
     _inherit(blocks, category, certainty, name, module)
     parts = find_parts(blocks, category, tags, every_tag, every_block)
     return Attribution(category, certainty, name, module, where, uncovered, parts)
+
+
+def _in_bucket(blocks: Lifetimes, tags: dict[str, Array], tag: Array, block: Array) -> Array:
+    """Tags of gradients that lie in a bucket on their way to other ranks, and not for long."""
+    room = blocks.requested_bytes[block]
+    kind, size = tags["category"][tag], tags["size_bytes"][tag]
+    is_bucket = np.zeros(len(blocks.first), bool)
+    is_bucket[block[(kind == _CATEGORY["communication"]) & (size >= room)]] = True
+    found: Array = (kind == _CATEGORY["gradient"]) & (size < room) & is_bucket[block]
+    return found
 
 
 def _is_workspace(

@@ -23,6 +23,7 @@ __all__ = ["ModuleObserver"]
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
+    "DeepSpeedEngine": "module",
     "OptimizedModule": "_orig_mod",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",

@@ -1,0 +1,175 @@
+"""Trains one small model under DeepSpeed in several configurations, one after the other.
+
+    torchrun --standalone --nproc-per-node 2 job.py OUT stage3-bf16 stage2-fp32-accumulate ...
+
+Each is trained twice, first without memlens and then with it. Writes `OUT/<configuration>.<rank>`, a run
+of one rank, and `OUT/<configuration>.<rank>.json`: the losses of both, and when what happened.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import memlens
+
+# Communication over shared memory would be compiled here; gloo does without.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+STEPS = 3
+WIDTH, INPUTS, OUTPUTS = 131, 61, 34
+REDUCE_BUCKET = 20_000
+"""Elements; the largest parameter has more."""
+PERSISTENT = 150
+"""Elements up to which a parameter of stage 3 stays gathered."""
+
+
+class Block(nn.Module):
+    """A layer with odd sizes, so that nothing is divisible by anything."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.down(torch.relu(self.up(x))))
+
+
+class Model(nn.Module):
+    """Two blocks, the second one checkpointed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(INPUTS, WIDTH)
+        self.blocks = nn.ModuleList([Block(WIDTH, 97), Block(WIDTH, 211)])
+        self.last = nn.Linear(WIDTH, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.first(x))
+        x = checkpoint(self.blocks[1], x, use_reentrant=False)
+        return self.last(x)
+
+
+def groups_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Matrices decay, vectors do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": 0.1},
+        {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The ds_config of a configuration, such as `stage2-bf16-accumulate-float32`."""
+    stage, *traits = name.split("-")
+    zero: dict[str, Any] = {
+        "stage": int(stage.removeprefix("stage")),
+        "reduce_bucket_size": REDUCE_BUCKET,
+        "stage3_param_persistence_threshold": PERSISTENT,
+        "stage3_prefetch_bucket_size": 15_000,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "overlap_comm": "overlap" in traits,
+        "round_robin_gradients": "roundrobin" in traits,
+    }
+    if "offload" in traits or "offloadall" in traits:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if "offloadall" in traits:
+        zero["offload_param"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 2 if "accumulate" in traits else 1,
+        "gradient_clipping": 0.5,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": "bf16" in traits},
+    }
+    if "float32" in traits:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if "config" in traits:
+        config["optimizer"] = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
+    return config
+
+
+def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer | None:
+    """The client's optimizer; None if the ds_config has one."""
+    traits = name.split("-")
+    if "config" in traits:
+        return None
+    if "adamw8bit" in traits:
+        from bitsandbytes.optim import AdamW8bit
+
+        made: torch.optim.Optimizer = AdamW8bit(groups_of(model), lr=0.01)
+        return made
+    if "adamwr" in traits:
+        from memlens.optim import AdamWR
+
+        return AdamWR(groups_of(model), lr=0.01)
+    return torch.optim.AdamW(groups_of(model), lr=0.01)
+
+
+def train(name: str) -> tuple[list[float], dict[str, list[int]]]:
+    """Losses, and the times at which forwards, backwards and steps had ended."""
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = make_optimizer(name, model)
+    config = settings(name)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=groups_of(model) if optimizer is None else None,
+        optimizer=optimizer,
+        config=config,
+    )
+    del model, optimizer
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    random = torch.Generator().manual_seed(1 + torch.distributed.get_rank())
+    losses = []
+    times: dict[str, list[int]] = {"forward": [], "backward": [], "step": []}
+    for _ in range(STEPS * config["gradient_accumulation_steps"]):
+        x = torch.randn(4, INPUTS, generator=random).to(dtype)
+        target = torch.randn(4, OUTPUTS, generator=random)
+        loss = nn.functional.mse_loss(engine(x).float(), target)
+        times["forward"].append(time.time_ns())
+        engine.backward(loss)
+        times["backward"].append(time.time_ns())
+        engine.step()
+        times["step"].append(time.time_ns())
+        losses.append(loss.item())
+    engine.destroy()
+    # It caches by arguments, and so keeps every engine of stage 3 for good.
+    coordinator: Any = PartitionedParameterCoordinator
+    coordinator._PartitionedParameterCoordinator__params_to_release.cache_clear()
+    return losses, times
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    out, rank = Path(sys.argv[1]), torch.distributed.get_rank()
+    for name in sys.argv[2:]:
+        expected, _ = train(name)
+        gc.collect()
+        torch.distributed.barrier()
+        with memlens.profile(out=out / f"{name}.{rank}", stacks=False):
+            losses, times = train(name)
+        gc.collect()
+        found = {"expected": expected, "losses": losses, "times": times}
+        (out / f"{name}.{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
