@@ -194,6 +194,7 @@ def _place(parameter: Any) -> tuple[int, int] | None:
         return None
     rows, mesh = parameter.shape[0], parameter.device_mesh
     most = -(-rows // mesh.size(sharded[0]))
-    first = min(most * mesh.get_local_rank(sharded[0]), rows)
+    # Not its local rank: asked for that, a mesh looks up a process group, which may be gone by now.
+    first = min(most * mesh.get_coordinate()[sharded[0]], rows)
     elements = parameter.numel() // rows
     return first * elements, min(most, rows - first) * elements
