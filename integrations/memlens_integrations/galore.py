@@ -128,11 +128,18 @@ def make(request: Request) -> torch.optim.Optimizer:
     optimizer: Any = kind(
         [*({**group, **settings} for group in projected), *others], **request.hyper, **needed
     )
-    for group in optimizer.param_groups:
-        if "rank" in group:
-            for parameter in group["params"]:
-                # Theirs is made by the first step, where there is none.
-                optimizer.state[parameter]["projector"] = OwnMatrixProjector(**settings)
+
+    def give_projectors(*_: object) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if "rank" in group else ():
+                state = optimizer.state[parameter]
+                if "projector" not in state:
+                    state["projector"] = OwnMatrixProjector(**settings)
+
+    give_projectors()
+    # Theirs is made by a step where there is none: of parameters that DeepSpeed has put in the place
+    # of these, say.
+    optimizer.register_step_pre_hook(give_projectors)
     optimizer.memlens_notes = []
     if len(chosen) < len(matrices):
         optimizer.memlens_notes.append(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from memlens.catalogue.combinations import ShardingMode
 from memlens.catalogue.variant import Variant
 from memlens.comparing.job import ComparedJob
-from memlens.comparing.results import Comparison, Result, Status
-from memlens.comparing.tries import Measured, Runner, Trial, try_one
+from memlens.comparing.results import Comparison, Result
+from memlens.comparing.schedule import InTurn, Schedule, Work
+from memlens.comparing.tries import Measured, Runner, Trial, finish, prepare, refused
 from memlens.disk.runs import DEFAULT_FOLDER
 from memlens.errors import UsageError
+from memlens.launch.environment import SHARDING
 
-__all__ = ["Progress", "compare", "compare_trials", "trials_of"]
+__all__ = ["Progress", "compare", "compare_trials", "sharded_trials", "trials_of"]
 
 
 class Progress(Protocol):
@@ -31,9 +34,40 @@ class Progress(Protocol):
         """A variant is done, in whichever way."""
 
 
+class _Silent:
+    """Nobody wants to know."""
+
+    def begin(self, name: str) -> None:
+        pass
+
+    def tell(self, line: str) -> None:
+        pass
+
+    def end(self, result: Result) -> None:
+        pass
+
+
 def trials_of(job: ComparedJob, variants: Sequence[Variant]) -> list[Trial]:
     """The same job under each variant; one that is named twice runs once."""
     return list({each.name: Trial(each.name, job, each) for each in variants}.values())
+
+
+def sharded_trials(
+    jobs: Mapping[ShardingMode, ComparedJob], variants: Sequence[Variant]
+) -> list[Trial]:
+    """Every variant under every kind of sharding, named `adamw@zero2`.
+
+    Args:
+        jobs: the job as it is started for each kind.
+        variants: what takes the place of its optimizer.
+    """
+    found = {}
+    for mode, job in jobs.items():
+        told = replace(job, environment={**job.environment, SHARDING: mode.value})
+        for variant in variants:
+            name = f"{variant.name}@{mode.value}"
+            found[name] = Trial(name, told, variant, mode)
+    return list(found.values())
 
 
 def compare_trials(
@@ -45,8 +79,9 @@ def compare_trials(
     runner: Runner,
     fresh: bool = False,
     progress: Progress | None = None,
+    schedule: Schedule | None = None,
 ) -> Comparison:
-    """Run trials one after the other (together they would take time and memory from each other).
+    """Run trials, and put their results together.
 
     Args:
         trials: in the order in which to run and show them.
@@ -56,28 +91,47 @@ def compare_trials(
         runner: how.
         fresh: run all anew.
         progress: told how far it has come.
+        schedule: where and when they run; None: here, one after the other.
 
     Raises:
         UsageError: the job constructs no optimizer that could be replaced.
     """
     import torch
 
-    results: list[Result] = []
-    for trial in trials:
-        if progress is not None:
-            progress.begin(trial.name)
-        tell: Callable[[str], None] = (lambda _: None) if progress is None else progress.tell
-        result = try_one(trial, folder, runner, fresh=fresh, tell=tell)
-        results.append(result)
-        if progress is not None:
-            progress.end(result)
-        if result.status is Status.REFUSED and not result.replaced and result.run:
-            # It ran to its end without an optimizer: the same awaits all others.
+    told = _Silent() if progress is None else progress
+    results: dict[str, Result] = {}
+    hopeless: dict[bool, str] = {}
+    """Of ZeRO (True) and of FSDP: why the job cannot run under it at all."""
+
+    def enter(result: Result) -> None:
+        results[result.name] = result
+        told.end(result)
+
+    def waiting() -> Iterator[Work]:
+        for trial in trials:
+            told.begin(trial.name)
+            mode = trial.sharding
+            if mode is not None and (reason := hopeless.get(mode.stage is not None)):
+                enter(refused(trial, reason))
+                continue
+            ready = prepare(trial, folder, runner, fresh=fresh)
+            if isinstance(ready, Result):
+                enter(ready)
+            else:
+                yield Work(trial, ready)
+
+    for work, found in (schedule or InTurn()).run(waiting(), runner, told.tell):
+        result = finish(work.trial, work.place, found)
+        enter(result)
+        if not result.is_hopeless:
+            continue
+        if work.trial.sharding is None:
             raise UsageError(f"cannot compare {shown}: {result.reason}")
+        hopeless[work.trial.sharding.stage is not None] = result.reason
     return Comparison(
         job=shown,
         baseline=baseline,
-        results=tuple(results),
+        results=tuple(results[trial.name] for trial in trials),
         folder=str(folder),
         torch_version=torch.__version__,
         device=runner.device,

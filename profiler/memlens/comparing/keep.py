@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from memlens.comparing.results import PeakResult, Result, Status
+from memlens.comparing.results import PeakResult, RankResult, Result, Status
 from memlens.events import Category
 
 __all__ = ["find", "keep", "new_folder"]
@@ -33,10 +33,9 @@ def new_folder(parent: Path, name: str, key: str) -> Path:
 def keep(folder: Path, result: Result) -> None:
     """Write a result, as soon as it is there."""
     values = asdict(result)
-    if result.peak is not None:
-        values["peak"]["categories"] = {
-            category.value: size for category, size in result.peak.categories.items()
-        }
+    peaks = [values["peak"], *(each["peak"] for each in values["ranks"])]
+    for peak in filter(None, peaks):
+        peak["categories"] = {each.value: size for each, size in peak["categories"].items()}
     unfinished = folder / f".{_FILE}"
     unfinished.write_text(json.dumps(values, indent=2))
     unfinished.replace(folder / _FILE)
@@ -61,14 +60,18 @@ def _read(path: Path) -> Result | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         if values["peak"] is not None:
-            categories = values["peak"].pop("categories")
-            values["peak"] = PeakResult(
-                **values["peak"],
-                categories={Category(name): size for name, size in categories.items()},
-            )
+            values["peak"] = _peak(values["peak"])
+        values["ranks"] = tuple(
+            RankResult(**{**each, "peak": _peak(each["peak"])}) for each in values["ranks"]
+        )
         for name in ("losses", "replaced", "notes"):
             values[name] = tuple(values[name])
         result = Result(**{**values, "status": Status(values["status"])})
     except (OSError, ValueError, KeyError, TypeError):  # of another version, or cut off
         return None
     return result if Path(result.run).is_dir() else None
+
+
+def _peak(values: dict[str, Any]) -> PeakResult:
+    categories = {Category(name): size for name, size in values["categories"].items()}
+    return PeakResult(**{**values, "categories": categories})

@@ -13,7 +13,7 @@ from memlens.events import Category
 if TYPE_CHECKING:
     from memlens.planning.verdict import Verdict
 
-__all__ = ["Comparison", "Difference", "PeakResult", "Result", "Status"]
+__all__ = ["Comparison", "Difference", "PeakResult", "RankResult", "Result", "Status"]
 
 Json = dict[str, Any]
 
@@ -43,6 +43,15 @@ class PeakResult:
 
 
 @dataclass(frozen=True)
+class RankResult:
+    """One rank of a variant's run."""
+
+    rank: int
+    peak: PeakResult
+    reserved_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """One variant."""
 
@@ -69,6 +78,21 @@ class Result:
     """What to know when reading its figures (state left unquantised, and the like)."""
     reused: bool = False
     """It was found from an earlier call."""
+    optimizer: str = ""
+    """Which optimizer that is, where the name says more; empty: the name says it."""
+    sharding: str = ""
+    """How its ranks share the training state (`zero2`, `fsdp`); empty: as the job has it."""
+    ranks: tuple[RankResult, ...] = ()
+    """Of every rank, its own peak; the highest of them is `peak`."""
+    is_hopeless: bool = False
+    """What it was refused for is the job's, so that the same awaits all others of this sharding."""
+
+    @property
+    def worst_rank(self) -> int | None:
+        """The rank whose peak is the highest; None: there is no peak."""
+        if not self.ranks:
+            return None
+        return max(self.ranks, key=lambda each: each.peak.allocated_bytes).rank
 
 
 @dataclass(frozen=True)
@@ -151,16 +175,7 @@ class Comparison:
             "name": result.name,
             "status": result.status.value,
             "reason": result.reason or None,
-            "peak": peak
-            and {
-                "time_ns": peak.time_ns,
-                "step": peak.step,
-                "phase": peak.phase,
-                "module": peak.module,
-                "allocated_bytes": peak.allocated_bytes,
-                "reserved_bytes": peak.reserved_bytes,
-                "categories": {name.value: size for name, size in peak.categories.items()},
-            },
+            "peak": peak and _peak(peak),
             "peak_difference_bytes": difference and difference.peak_bytes,
             "peak_difference_percent": difference and difference.peak_percent,
             "step_time_ns": result.step_time_ns,
@@ -174,7 +189,30 @@ class Comparison:
             "reused": result.reused,
             "reserved_peak_bytes": result.reserved_peak_bytes,
             "verdict": verdict and verdict.to_json(),
+            "optimizer": result.optimizer or result.name,
+            "sharding": result.sharding or None,
+            "worst_rank": result.worst_rank,
+            "ranks": [
+                {
+                    "rank": each.rank,
+                    "peak": _peak(each.peak),
+                    "reserved_peak_bytes": each.reserved_peak_bytes,
+                }
+                for each in result.ranks
+            ],
         }
+
+
+def _peak(peak: PeakResult) -> Json:
+    return {
+        "time_ns": peak.time_ns,
+        "step": peak.step,
+        "phase": peak.phase,
+        "module": peak.module,
+        "allocated_bytes": peak.allocated_bytes,
+        "reserved_bytes": peak.reserved_bytes,
+        "categories": {name.value: size for name, size in peak.categories.items()},
+    }
 
 
 def _finite(value: float | None) -> float | None:

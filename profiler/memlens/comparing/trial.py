@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlens.comparing.job import ComparedJob
-from memlens.comparing.results import PeakResult, Result, Status
+from memlens.comparing.results import PeakResult, RankResult, Result, Status
 from memlens.disk.headers import PARTIAL
 from memlens.errors import CaptureError
 from memlens.launch.environment import VARIANT, VARIANT_OUT
 
 if TYPE_CHECKING:
-    from memlens.capture import Capture
+    from memlens.capture import Capture, RankCapture
 
 __all__ = ["run_trial"]
 
@@ -54,10 +54,11 @@ def run_trial(
         environment: variables for the job, beside those of this process.
     """
     run = folder / "run"
-    words = [sys.executable, "-m", "memlens", "run", "--out", str(run), *options, *job.words]
+    words = [sys.executable, "-m", "memlens", "run", "--out", str(run), *options, *job.command]
     variables = {
         **os.environ,
         **(environment or {}),
+        **job.environment,
         VARIANT: stand_in or "as-is",
         VARIANT_OUT: str(folder),
     }
@@ -110,25 +111,31 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
     notes = tuple(dict.fromkeys(note for each in witnesses for note in each["notes"]))
     if code:
         status, reason = _why(folder / "errors.txt", code)
-        return Result(name, status, reason, run=str(run), replaced=replaced, notes=notes)
+        hopeless = status is Status.REFUSED and any(each["is_unsharded"] for each in witnesses)
+        return Result(
+            name, status, reason, run=str(run), replaced=replaced, notes=notes, is_hopeless=hopeless
+        )
     if stand_in is not None and not replaced:
         reason = (
             "the job constructs no torch.optim.Optimizer that could be replaced; "
             "compare it as-is, or several callables with memlens.compare"
         )
-        return Result(name, Status.REFUSED, reason, run=str(run))
+        return Result(name, Status.REFUSED, reason, run=str(run), is_hopeless=True)
     try:
         capture = load(run)
     except CaptureError as error:
         return Result(name, Status.FAILED, str(error), run=str(run), replaced=replaced)
     if partial := _problems(capture, stopped=True):
         return Result(name, Status.FAILED, partial[0], run=str(run), replaced=replaced, notes=notes)
+    if missing := _missing_ranks(capture):
+        return Result(name, Status.FAILED, missing, run=str(run), replaced=replaced, notes=notes)
     losses = next((tuple(each["losses"]) for each in witnesses if each["losses"]), ())
     steps, step_time_ns = _steps(capture)
+    ranks = _ranks(capture)
     return Result(
         name,
         Status.OK,
-        peak=_peak(capture),
+        peak=max((each.peak for each in ranks), key=lambda each: each.allocated_bytes),
         reserved_peak_bytes=_reserved_peak_bytes(capture),
         step_time_ns=step_time_ns,
         final_loss=losses[-1] if losses else None,
@@ -137,11 +144,33 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
         run=str(run),
         replaced=replaced,
         notes=(*notes, *_doubts(capture)),
+        ranks=ranks,
     )
 
 
-def _peak(capture: Capture) -> PeakResult:
-    peak = max((rank.peak() for rank in capture.ranks), key=lambda each: each.allocated_bytes)
+def _ranks(capture: Capture) -> tuple[RankResult, ...]:
+    """Every rank's own peak; of one with several devices, the highest."""
+    highest: dict[int, RankResult] = {}
+    for each in capture.ranks:
+        found = RankResult(each.rank, _peak(each), each.reserved_peak_bytes)
+        other = highest.setdefault(each.rank, found)
+        if found.peak.allocated_bytes > other.peak.allocated_bytes:
+            highest[each.rank] = found
+    return tuple(highest.values())
+
+
+def _missing_ranks(capture: Capture) -> str:
+    """Why the highest peak is not known: a rank left no capture; empty: all did."""
+    there = {each.rank for each in capture.ranks}
+    if len(there) >= capture.info.world_size:
+        return ""
+    return f"of {capture.info.world_size} ranks, {len(there)} left a capture" + "".join(
+        f"; {problem}" for problem in capture.problems
+    )
+
+
+def _peak(rank: RankCapture) -> PeakResult:
+    peak = rank.peak()
     return PeakResult(
         time_ns=peak.time_ns,
         step=peak.step,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from memlens.catalogue.combinations import ShardingMode, cautions, refusal
 from memlens.catalogue.installed import missing_libraries
 from memlens.catalogue.row import Row
 from memlens.catalogue.variant import Variant
@@ -16,7 +17,16 @@ from memlens.comparing.results import Result, Status
 from memlens.comparing.trial import run_trial
 from memlens.errors import MissingDependencyError
 
-__all__ = ["Measured", "Runner", "Tell", "Trial", "try_one"]
+__all__ = [
+    "Measured",
+    "Runner",
+    "Tell",
+    "Trial",
+    "finish",
+    "prepare",
+    "refused",
+    "try_one",
+]
 
 Tell = Callable[[str], None]
 """Called with the last line of the job's output, every now and then."""
@@ -30,6 +40,13 @@ class Trial:
     job: ComparedJob
     variant: Variant | None = None
     """What takes the place of the job's optimizer; None: nothing is replaced, or looked for."""
+    sharding: ShardingMode | None = None
+    """How its ranks are to share the training state; None: as the job has it."""
+
+    @property
+    def row(self) -> Row | None:
+        """The variant's, of the catalogue; None: it has none."""
+        return None if self.variant is None else self.variant.row
 
     @property
     def stand_in(self) -> str | None:
@@ -89,7 +106,7 @@ class Measured:
 
 
 def try_one(trial: Trial, folder: Path, runner: Runner, *, fresh: bool, tell: Tell) -> Result:
-    """Run a trial, or take what an earlier call has found.
+    """Run a trial here, or take what an earlier call has found.
 
     Args:
         trial: what to run.
@@ -98,16 +115,56 @@ def try_one(trial: Trial, folder: Path, runner: Runner, *, fresh: bool, tell: Te
         fresh: run it in any case.
         tell: called with the last line of the job's output.
     """
-    row = None if trial.variant is None else trial.variant.row
-    if row is not None and (reason := runner.refusal(row) or _missing(row)):
-        return Result(trial.name, Status.REFUSED, reason)
+    ready = prepare(trial, folder, runner, fresh=fresh)
+    if isinstance(ready, Result):
+        return ready
+    return finish(trial, ready, runner.run(trial, ready, tell))
+
+
+def prepare(trial: Trial, folder: Path, runner: Runner, *, fresh: bool) -> Result | Path:
+    """What there is to know of a trial before it runs.
+
+    Returns:
+        A result that takes no run: it is refused, or an earlier call has found it. Otherwise a new
+        folder to run it in.
+    """
+    if reason := _refusal(trial, runner):
+        return refused(trial, reason)
     key = fingerprint(trial.job, trial.variant, runner.options, runner.environment)
     if not fresh and (kept := find(folder, trial.name, key)) is not None:
         return kept
-    place = new_folder(folder, trial.name, key)
-    result = runner.run(trial, place, tell)
+    return new_folder(folder, trial.name, key)
+
+
+def finish(trial: Trial, place: Path, result: Result) -> Result:
+    """Complete what a runner has found, and keep it."""
+    row, mode = trial.row, trial.sharding
+    known = cautions(row, mode) if row is not None and mode is not None else ()
+    result = replace(_labelled(trial, result), notes=(*known, *result.notes))
     keep(place, result)
     return result
+
+
+def refused(trial: Trial, reason: str) -> Result:
+    """A trial that is not run."""
+    return _labelled(trial, Result(trial.name, Status.REFUSED, reason))
+
+
+def _labelled(trial: Trial, result: Result) -> Result:
+    optimizer = "" if trial.variant is None else trial.variant.name
+    mode = trial.sharding
+    return replace(result, optimizer=optimizer, sharding="" if mode is None else mode.value)
+
+
+def _refusal(trial: Trial, runner: Runner) -> str:
+    row = trial.row
+    if row is None:
+        return ""
+    mode, variant = trial.sharding, trial.variant
+    together = ""
+    if mode is not None and variant is not None:
+        together = refusal(row, mode, no_retain_grad=variant.no_retain_grad)
+    return together or runner.refusal(row) or _missing(row)
 
 
 def _missing(row: Row) -> str:

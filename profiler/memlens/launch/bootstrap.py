@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from memlens.launch.environment import MAIN_PID, PLAN, RUN, VARIANT, VARIANT_OUT
+from memlens.launch.environment import MAIN_PID, PLAN, RUN, SHARDING, VARIANT, VARIANT_OUT
 from memlens.options import is_disabled
 
 __all__ = ["begin"]
@@ -97,7 +97,7 @@ def _start() -> None:
     if variant := os.environ.get(VARIANT):
         from memlens.variants.stand_in import begin as stand_in
 
-        stand_in(variant, Path(os.environ[VARIANT_OUT]))
+        stand_in(variant, Path(os.environ[VARIANT_OUT]), os.environ.get(SHARDING, ""))
     main = os.environ.get(MAIN_PID) == str(os.getpid())
     if is_multiprocessing_child() or threading.current_thread() is not threading.main_thread():
         # Most such children are DataLoader workers; a rank shows itself soon enough. And it is the

@@ -8,12 +8,22 @@ from pathlib import Path
 
 from memlens.options import Options
 
-__all__ = ["MAIN_PID", "PLAN", "RUN", "VARIABLES", "VARIANT", "VARIANT_OUT", "job_environment"]
+__all__ = [
+    "MAIN_PID",
+    "PLAN",
+    "RUN",
+    "SHARDING",
+    "VARIABLES",
+    "VARIANT",
+    "VARIANT_OUT",
+    "job_environment",
+]
 
 RUN = "MEMLENS_RUN"
 MAIN_PID = "MEMLENS_MAIN_PID"
 VARIANT = "MEMLENS_VARIANT"
 VARIANT_OUT = "MEMLENS_VARIANT_OUT"
+SHARDING = "MEMLENS_SHARDING"
 PLAN = "MEMLENS_PLAN"
 
 VARIABLES = {
@@ -31,6 +41,7 @@ VARIABLES = {
     "MEMLENS_VARIANT": "set by `memlens compare`: the optimizer that takes the place of the job's",
     "MEMLENS_PLAN": "set by `memlens plan`: the card to simulate, and where to stop",
     "MEMLENS_VARIANT_OUT": "set by `memlens compare`: where processes say what they replaced",
+    "MEMLENS_SHARDING": "set by `memlens compare`: the stage of ZeRO, or fsdp, that the job trains under",
 }
 """What `memlens run --help` lists."""
 

@@ -15,6 +15,8 @@ __all__ = ["Request", "read_construction"]
 
 Group = dict[str, Any]
 
+_PARAMS_ELSEWHERE = ("model_params",)
+"""What DeepSpeed's optimizers for the CPU call them."""
 DEFAULT_LR = 1e-3
 """What torch's Adam takes when a job names none."""
 
@@ -74,6 +76,9 @@ def read_construction(
             f"cannot replace {kind.__name__}: its call does not fit its signature ({error})"
         ) from None
     bound.update(bound.pop("kwargs", {}))
+    for other in _PARAMS_ELSEWHERE:
+        if other in bound:
+            bound["params"] = bound.pop(other)
     params = bound.get("params")
     if params is None:
         raise UsageError(

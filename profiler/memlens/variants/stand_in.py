@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from memlens.catalogue.combinations import ShardingMode
 from memlens.catalogue.variant import Variant, parse_variant
 from memlens.errors import UsageError
+from memlens.variants.ask_sharding import ask_for
 from memlens.variants.build import build
 from memlens.variants.request import read_construction
 from memlens.variants.witness import Witness
@@ -22,17 +24,22 @@ Optimizer = torch.optim.Optimizer
 _CLIPPERS = ("clip_grad_norm_", "clip_grad_value_", "get_total_norm", "clip_grads_with_norm_")
 
 
-def begin(variant: str, folder: Path) -> None:
+def begin(variant: str, folder: Path, sharding: str = "") -> None:
     """Replace optimizers in this process from here on, for a job that `memlens compare` started.
 
     Args:
         variant: as people write it.
         folder: where the process says what it did.
+        sharding: how the job's ranks have to share the training state (a value of `ShardingMode`);
+            empty: as they do.
     """
     witness = Witness(folder)
     undo = ExitStack()  # never unwound: the process is the variant's alone
     witness.install(undo)
-    StandIn(parse_variant(variant), witness).install(undo)
+    chosen = parse_variant(variant)
+    StandIn(chosen, witness).install(undo)
+    if sharding:
+        ask_for(ShardingMode(sharding), chosen, witness, undo)
 
 
 class StandIn:

@@ -23,10 +23,15 @@ class Witness:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = folder / f"process-{os.getpid()}.json"
         self.replaced: list[str] = []
         """Classes of the optimizers that the job constructed."""
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.notes: list[str] = []
+        """What to know when reading this process's figures."""
+        self.is_unsharded = False
+        """The job does not share its training state in the way that was asked for."""
         self._losses: list[float] = []
         self._latest: torch.Tensor | None = None
 
@@ -60,13 +65,15 @@ class Witness:
             losses = [float(self._latest)]
         if not (losses or self.replaced):
             return
-        notes = [note for each in self.optimizers for note in getattr(each, "memlens_notes", ())]
+        told = (note for each in self.optimizers for note in getattr(each, "memlens_notes", ()))
+        notes = [*self.notes, *told]
         text = json.dumps(
             {
                 "rank": int(os.environ.get("RANK", "0")),
                 "replaced": self.replaced,
                 "losses": losses,
                 "notes": list(dict.fromkeys(notes)),
+                "is_unsharded": self.is_unsharded,
             }
         )
         self._file.write_text(text)

@@ -117,6 +117,8 @@ ROWS: tuple[Row, ...] = (
             when="sparse features",
             when_not="long training: its rate only falls",
             paper="Duchi et al. 2011, JMLR 12",
+            zero="the state that it makes when it is constructed, of whole parameters, stays beside that "
+            "of the partition",
             expected=Expected(4, 2, 4, 2, f"torch/optim/adagrad.py: sum; {_LIKE}"),
             takes=("lr", "weight_decay", "maximize"),
             lr_scale=10.0,
