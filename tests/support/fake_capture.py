@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from memlens.answers import (
     Growth,
     ModuleUsage,
     Peak,
+    Place,
     RunInfo,
     Slack,
     Step,
@@ -28,7 +29,7 @@ from memlens.answers import (
 from memlens.events import Category, Certainty, Phase, WeightKind
 
 if TYPE_CHECKING:
-    from memlens.capture import Capture
+    from memlens.capture import Capture, Unreadable
 
 START_NS = 1_750_000_000_000_000_000
 """When fakes begin: a real-looking time, so that nothing passes by being near zero."""
@@ -73,6 +74,9 @@ class FakeRank:
     class_names: dict[str, str] = field(default_factory=dict)
     reserved_bytes: int | None = None
     measured: tuple[Gauge, ...] = ()
+    launch: int = 0
+    header: dict[str, Any] = field(default_factory=lambda: {"closed": True})
+    size_bytes_on_disk = 0
 
     def __post_init__(self) -> None:
         changes: list[tuple[int, int, Block]] = []
@@ -97,6 +101,16 @@ class FakeRank:
         return Slack(self.reserved_bytes, 0, self.reserved_bytes - self.peak().allocated_bytes)
 
     out_of_memory = ()
+
+    @property
+    def last_event_ns(self) -> int | None:
+        return START_NS + self._changes[-1][0] if self._changes else None
+
+    def release(self) -> None:
+        pass
+
+    def place_at(self, time_ns: int) -> Place:
+        return Place(self._step_of(time_ns - START_NS), Phase.FORWARD, "")
 
     def gauges(self) -> tuple[Gauge, ...]:
         return self.measured
@@ -227,6 +241,9 @@ class FakeCapture:
     info: RunInfo
     ranks: tuple[FakeRank, ...]
     problems: tuple[str, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
+    launches: int = 1
+    is_whole: bool = True
 
 
 def make_capture(

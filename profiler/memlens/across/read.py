@@ -15,12 +15,11 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Generic, TypeVar
 
-from memlens.across.summary import RankSummary, summarize
 from memlens.capture import Unreadable
 from memlens.errors import CaptureError
 from memlens.rank import RankCapture
 
-__all__ = ["Asked", "ask_ranks", "read_summaries"]
+__all__ = ["Asked", "ask_ranks"]
 
 T = TypeVar("T")
 
@@ -38,15 +37,6 @@ class Asked(Generic[T]):
 
     answers: tuple[T, ...]
     unreadable: tuple[Unreadable, ...]
-
-
-def read_summaries(ranks: Sequence[RankCapture]) -> Asked[RankSummary]:
-    """Summaries of some ranks.
-
-    Raises:
-        CaptureError: none of them can be read.
-    """
-    return ask_ranks(ranks, summarize)
 
 
 def ask_ranks(ranks: Sequence[RankCapture], question: Callable[[RankCapture], T]) -> Asked[T]:

@@ -66,7 +66,8 @@ def _modules(rank: RankCapture) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(
         {
             "module": pa.DictionaryArray.from_arrays(
-                pa.array(names, pa.int32()), pa.array([each.module for each in usages], pa.string())
+                pa.array(names, pa.int32()),
+                pa.array([_encodable(each.module) for each in usages], pa.string()),
             ),
             "category": pa.DictionaryArray.from_arrays(
                 pa.array(categories, pa.int8()), pa.array(_VALUES)
@@ -74,3 +75,8 @@ def _modules(rank: RankCapture) -> pa.RecordBatch:
             "size_bytes": pa.array(sizes, pa.int64()),
         }
     )
+
+
+def _encodable(name: str) -> str:
+    """A name that Arrow takes: half a surrogate pair is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -17,9 +17,9 @@ from memlens.report.view import command_line
 from memlens.units import format_bytes, format_duration_ns
 
 if TYPE_CHECKING:
+    from memlens.across.summary import RankSummary
     from memlens.answers import Frame
     from memlens.capture import Capture
-    from memlens.report.ranks import RankPeak
     from memlens.report.view import RankView
 
 __all__ = ["rank_tables", "ranks_table", "run_table"]
@@ -43,7 +43,7 @@ def run_table(capture: Capture, warnings: Sequence[str]) -> str:
     return _table(("", ""), ((f"**{name}**", value) for name, value in rows))
 
 
-def ranks_table(ranks: Sequence[RankPeak]) -> str:
+def ranks_table(ranks: Sequence[RankSummary]) -> str:
     """The peak of every rank, the highest first."""
     return _table(
         ("rank", "device", ">peak", ">bytes", "when"),

@@ -25,14 +25,13 @@ from memlens.exporters import markdown
 from memlens.exporters.picture import timeline_png
 from memlens.exporters.tfevents import EventFile
 from memlens.palette import CATEGORY_SERIES, ROLLUP_SERIES, Series
-from memlens.report.ranks import RankPeak
+from memlens.report.all_ranks import AllRanks, view_ranks
 from memlens.report.view import (
     RankView,
     ReportOptions,
     choose_ranks,
     command_line,
     view_rank,
-    warnings_of,
 )
 
 if TYPE_CHECKING:
@@ -53,8 +52,9 @@ def export(capture: Capture, folder: Path) -> None:
     for rank in ranks:
         with EventFile(folder / _run_name(rank, ranks), capture.info.created_ns) as file:
             _write_rank(file, view_rank(rank, ReportOptions()))
+        rank.release()
     with EventFile(folder / "all-ranks", capture.info.created_ns) as file:
-        _write_run(file, capture, ranks)
+        _write_run(file, view_ranks(capture, None))
 
 
 def _run_name(rank: RankCapture, ranks: tuple[RankCapture, ...]) -> str:
@@ -104,9 +104,8 @@ def _write_bands(
         file.scalar(f"{group}/{each.key}", each.amount(categories) / MIB, step, time_ns)
 
 
-def _write_run(file: EventFile, capture: Capture, ranks: tuple[RankCapture, ...]) -> None:
-    info = capture.info
-    peaks = [RankPeak.of(rank) for rank in ranks]
+def _write_run(file: EventFile, ranks: AllRanks) -> None:
+    info, peaks = ranks.capture.info, ranks.summaries
     highest = max(peaks, key=lambda each: each.peak_bytes)
     lowest = min(peaks, key=lambda each: each.peak_bytes)
     time_ns = highest.peak.time_ns
@@ -133,5 +132,5 @@ def _write_run(file: EventFile, capture: Capture, ranks: tuple[RankCapture, ...]
     )
     for tag, size_bytes in metrics.items():
         file.scalar(tag, size_bytes / MIB, 0, time_ns)
-    file.text("tables/run", markdown.run_table(capture, warnings_of(capture, ranks)), 0, time_ns)
+    file.text("tables/run", markdown.run_table(ranks.capture, ranks.warnings), 0, time_ns)
     file.text("tables/ranks", markdown.ranks_table(peaks), 0, time_ns)

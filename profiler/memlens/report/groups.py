@@ -6,10 +6,11 @@ differs from the others, be it by one byte, has a row of its own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from memlens.analysis.alike import pattern
 
 if TYPE_CHECKING:
     from memlens.answers import Allocation, ModuleUsage
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Group", "alike_allocations", "alike_modules", "pattern"]
 
 T = TypeVar("T")
-
-# A number that stands alone between dots, with something behind it: the 3 of `layers.3.mlp`, not
-# that of `conv.3`, since the members of a Sequential are not copies of each other.
-_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,6 @@ class Group(Generic[T]):
     def name(self, text: str) -> str:
         """A name of the first member as one for the group: `layers.*.mlp` if there are several."""
         return pattern(text) if self.count > 1 else text
-
-
-def pattern(name: str) -> str:
-    """`model.layers.3.mlp` as `model.layers.*.mlp`."""
-    return _LAYER_NUMBER.sub("*", name)
 
 
 def alike_modules(modules: Iterable[ModuleUsage]) -> list[Group[ModuleUsage]]:

@@ -3,29 +3,31 @@
 Keys are only ever added. Sizes are whole bytes, times nanoseconds since the Unix epoch
 (`elapsed_ns`: since the rank's first event), and `null` means unknown. `categories` always sums to
 the total beside it, and `weight_kinds` to the weights there. With rollup, the five published names
-stand wherever a category would.
+stand wherever a category would. `across_ranks` compares the ranks; it is `null` where there is one only,
+or one was asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memlens.events import Category, WeightKind
 from memlens.palette import series_of
+from memlens.report.all_ranks import view_ranks
 from memlens.report.oom.explain import explain, oom_payload
+from memlens.report.ranks_payload import across_payload
 from memlens.report.view import (
     RankView,
     ReportOptions,
-    choose_ranks,
     view_rank,
-    warnings_of,
 )
 
 if TYPE_CHECKING:
     from memlens.answers import Allocation, Growth, ModuleUsage, Step
-    from memlens.capture import Capture
+    from memlens.capture import Capture, RankCapture
 
 __all__ = ["payload"]
 
@@ -39,8 +41,7 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
         UsageError: the rank or step asked for was not recorded.
     """
     info = capture.info
-    ranks = choose_ranks(capture, options.rank)
-    writer = _Writer(options, info.world_size)
+    ranks = view_ranks(capture, options.rank, partial(_rank, options, info.world_size))
     return {
         "format_version": info.format_version,
         "name": info.name,
@@ -52,9 +53,14 @@ def payload(capture: Capture, options: ReportOptions) -> Json:
         "torch_version": info.torch_version,
         "memlens_version": info.memlens_version,
         "rollup": options.rollup,
-        "warnings": list(warnings_of(capture, ranks)),
-        "ranks": [writer.rank(view_rank(rank, options)) for rank in ranks],
+        "warnings": list(ranks.warnings),
+        "across_ranks": None if ranks.is_one else across_payload(ranks, series_of(options.rollup)),
+        "ranks": list(ranks.answers),
     }
+
+
+def _rank(options: ReportOptions, world_size: int, rank: RankCapture) -> Json:
+    return _Writer(options, world_size).rank(view_rank(rank, options))
 
 
 class _Writer:
@@ -70,6 +76,7 @@ class _Writer:
         coverage = view.rank.coverage
         return {
             "rank": view.rank.rank,
+            "launch": view.rank.launch,
             "device": view.rank.device,
             "peak": self._peak(view),
             "steps": [self._step(step) for step in view.steps],

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import median_low
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 from rich.text import Text
 
+from memlens.across.ending import End
 from memlens.palette import Series
 from memlens.report.tables import make_table
 from memlens.report.text import count, plain
@@ -17,37 +16,26 @@ from memlens.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from memlens.answers import Peak
-    from memlens.capture import RankCapture
+    from memlens.across.compare import RanksCompared
+    from memlens.across.summary import RankSummary
+    from memlens.report.all_ranks import Total
     from memlens.report.ink import Ink
 
-__all__ = ["RankPeak", "ranks_table", "spread_line"]
+__all__ = ["difference_line", "ranks_table", "spread_line", "total_line"]
 
 MANY_RANKS = 12
 """Up to here, every rank has a row."""
 
-
-@dataclass(frozen=True)
-class RankPeak:
-    """A rank and its peak, asked for once: with thousands of ranks each question costs a file."""
-
-    rank: int
-    device: str
-    peak: Peak
-
-    @classmethod
-    def of(cls, rank: RankCapture) -> RankPeak:
-        """Ask a rank."""
-        return cls(rank.rank, rank.device, rank.peak())
-
-    @property
-    def peak_bytes(self) -> int:
-        """Allocated bytes at the peak."""
-        return self.peak.allocated_bytes
+_ENDED = {End.CLOSED: "", End.RAISED: "; failed", End.DIED: "; died", End.RUNNING: "; running"}
 
 
 def ranks_table(
-    ranks: Sequence[RankPeak], series: Sequence[Series], ink: Ink, *, width: int
+    ranks: Sequence[RankSummary],
+    compared: RanksCompared,
+    series: Sequence[Series],
+    ink: Ink,
+    *,
+    width: int,
 ) -> Table:
     """Every rank's peak; of many ranks, the highest and the lowest ones."""
     bar_width = max(8, min(40, width - 64))
@@ -59,8 +47,7 @@ def ranks_table(
         Column("from median", justify="right", no_wrap=True),
         Column("when", no_wrap=True),
     )
-    middle = median_low([each.peak_bytes for each in ranks])
-    full = max(each.peak_bytes for each in ranks)
+    middle, full = compared.peak.median_bytes, compared.peak.highest_bytes
     by_peak = sorted(ranks, key=lambda each: -each.peak_bytes)
     skipped = len(ranks) - MANY_RANKS
     shown = sorted(ranks, key=lambda each: (each.rank, each.device))
@@ -79,16 +66,15 @@ def ranks_table(
             "="
             if each.peak_bytes == middle
             else format_bytes(each.peak_bytes - middle, signed=True),
-            f"step {each.peak.step}, {each.peak.phase.value}",
+            f"step {each.peak.step}, {each.peak.phase.value}{_ENDED[each.end.how]}",
             style="bold" if each is by_peak[0] and each.peak_bytes > middle else "",
         )
     return table
 
 
-def spread_line(ranks: Sequence[RankPeak], series: Sequence[Series]) -> str:
+def spread_line(compared: RanksCompared, series: Sequence[Series]) -> str:
     """One sentence: how far apart the highest and the lowest rank are, and in what."""
-    high = max(ranks, key=lambda each: each.peak_bytes)
-    low = min(ranks, key=lambda each: each.peak_bytes)
+    high, low = compared.highest, compared.lowest
     spread = high.peak_bytes - low.peak_bytes
     if spread == 0:
         return "All ranks have the same peak."
@@ -102,4 +88,40 @@ def spread_line(ranks: Sequence[RankPeak], series: Sequence[Series]) -> str:
         f"Spread {format_bytes(spread)} ({share:.1f} % of the highest): rank {high.rank} is the "
         f"highest, rank {low.rank} the lowest; the largest difference is {most.label}, "
         f"{format_bytes(difference, signed=True)}."
+    )
+
+
+def difference_line(compared: RanksCompared, series: Sequence[Series]) -> str:
+    """One sentence: why the highest rank is higher than the median one; empty if it is not."""
+    category, module = compared.category, compared.module
+    if category is None:
+        return ""
+    high, middle = compared.highest, compared.median
+    labels = {each.key: each.label for each in series}
+    text = (
+        f"Rank {high.rank} is {format_bytes(compared.difference_bytes)} above the median rank "
+        f"({middle.rank}): most of it is {labels[category.name]}, "
+        f"{format_bytes(category.size_bytes, signed=True)}"
+    )
+    if module is not None:
+        name = f"in {plain(module.name)}" if module.name else "outside of modules"
+        text += f", and most of it {name}, {format_bytes(module.size_bytes, signed=True)}"
+        if module.category is not None and module.category != category.name:
+            text += f" ({labels[module.category]})"
+    if (high.peak.phase, high.peak.step) != (middle.peak.phase, middle.peak.step):
+        text += (
+            f"; it peaks in step {high.peak.step}, {high.peak.phase.value}, and the other in step "
+            f"{middle.peak.step}, {middle.peak.phase.value}"
+        )
+    return text + "."
+
+
+def total_line(total: Total) -> str:
+    """One sentence: what the ranks need together, and of how many that is."""
+    size = format_bytes(total.size_bytes)
+    if not total.why_partial:
+        return f"All {count(total.ranks, 'rank')} together: {size}, each at its own peak."
+    return (
+        f"{total.ranks:,} of {count(total.world_size, 'rank')} together: {size}, each at its own peak. "
+        f"The job needs more than that, as far as is known: {'; '.join(total.why_partial)}."
     )

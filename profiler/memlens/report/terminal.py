@@ -13,21 +13,19 @@ from rich.text import Text
 
 from memlens.palette import Series, series_of
 from memlens.report import tables
+from memlens.report.all_ranks import AllRanks, view_ranks
 from memlens.report.beside import beside_lines
 from memlens.report.chart import area_chart, legend
 from memlens.report.groups import alike_allocations, alike_modules
 from memlens.report.ink import Ink
 from memlens.report.oom.section import out_of_memory_lines
-from memlens.report.ranks import RankPeak, ranks_table, spread_line
+from memlens.report.ranks import difference_line, ranks_table, spread_line, total_line
 from memlens.report.text import count, plain
 from memlens.report.view import (
     RankView,
     ReportOptions,
-    choose_ranks,
     command_line,
-    highest,
     view_rank,
-    warnings_of,
 )
 from memlens.units import format_bytes, format_duration_ns
 
@@ -69,20 +67,20 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     Raises:
         UsageError: the rank or step asked for was not recorded.
     """
-    ranks = choose_ranks(capture, options.rank)
-    view = view_rank(highest(ranks), options)
+    ranks = view_ranks(capture, options.rank)
+    view = view_rank(ranks.highest, options)
     ink = Ink.of(console)
     series = series_of(options.rollup)
-    _print_header(capture, view, console)
-    for sentence in warnings_of(capture, ranks):
+    _print_header(capture, ranks, console)
+    for sentence in ranks.warnings:
         console.print(Text("! " + plain(sentence), style="bold yellow"))
-    if lines := out_of_memory_lines(ranks, capture.info.world_size, console.width):
+    if lines := out_of_memory_lines(ranks.asked, capture.info.world_size, console.width):
         _section(console, "Out of memory")
         console.print(Text("\n".join(lines)))
     if view.rank.events == 0:
         console.print("\nNo allocation was recorded.")
         return
-    _print_headline(capture, view, len(ranks), console)
+    _print_headline(capture, view, len(ranks.asked), console)
     _print_charts(view, series, ink, console)
     _print_categories(view, series, ink, options, console)
     if lines := beside_lines(view.rank, view.slack):
@@ -90,11 +88,8 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
         console.print(Text("\n".join(lines)))
     _print_steps(view, series, ink, console)
     _print_details(view, series, ink, options.top, console)
-    if len(ranks) > 1:
-        peaks = [RankPeak.of(rank) for rank in ranks]
-        _section(console, f"{len(peaks)} ranks")
-        console.print(ranks_table(peaks, series, ink, width=console.width))
-        console.print(spread_line(peaks, series))
+    if not ranks.is_one:
+        _print_ranks(ranks, series, ink, console)
     console.print()
     console.print(
         Text(
@@ -105,13 +100,25 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     )
 
 
-def _print_header(capture: Capture, view: RankView, console: Console) -> None:
+def _print_ranks(ranks: AllRanks, series: tuple[Series, ...], ink: Ink, console: Console) -> None:
+    compared, last = ranks.compared(series)
+    _section(console, count(len(ranks.summaries), "rank"))
+    console.print(ranks_table(ranks.summaries, compared, series, ink, width=console.width))
+    console.print(spread_line(compared, series))
+    if difference := difference_line(compared, series):
+        console.print(difference)
+    if ranks.capture.launches > 1:
+        console.print(f"Of the last of {ranks.capture.launches} starts of the job:")
+    console.print(total_line(ranks.total(last)))
+
+
+def _print_header(capture: Capture, ranks: AllRanks, console: Console) -> None:
     info = capture.info
     facts = [
         plain(info.source),
         count(info.world_size, "rank"),
         f"torch {plain(info.torch_version)}" if info.torch_version else "torch version not known",
-        count(sum(rank.events for rank in capture.ranks), "event"),
+        count(ranks.events, "event"),
     ]
     title = Text(plain(info.name), style="bold")
     title.append("   " + " · ".join(facts), style="not bold dim")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memlens.analysis.frames import slashes, user_frames
@@ -16,11 +17,13 @@ from memlens.analysis.frames import slashes, user_frames
 if TYPE_CHECKING:
     from memlens.answers import Frame
 
-__all__ = ["count", "frame_text", "markdown", "plain", "shorten", "user_frames"]
+__all__ = ["count", "frame_text", "markdown", "named_ranks", "plain", "shorten", "user_frames"]
 
 # Categories of characters that act instead of being seen: controls, formats (among them the ones
 # that turn the direction of text), surrogates, private use, unassigned, line and paragraph breaks.
 _ACTING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+MOST_NAMED = 8
 
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&:$\"']")
 
@@ -56,6 +59,16 @@ def shorten(text: str, width: int) -> str:
 def count(number: int, noun: str) -> str:
     """`1 event`, `12,345 events`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def named_ranks(numbers: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0, 1, 2`; of very many, the first ones and how many more."""
+    numbers = sorted(set(numbers))
+    shown = ", ".join(map(str, numbers[:MOST_NAMED]))
+    more = len(numbers) - MOST_NAMED
+    return f"rank{'s' if len(numbers) > 1 else ''} {shown}" + (
+        f" and {more:,} more" if more > 0 else ""
+    )
 
 
 def frame_text(frame: Frame) -> str:

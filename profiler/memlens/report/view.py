@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from memlens.errors import UsageError
 from memlens.events import Category, Certainty, Phase, WeightKind
-from memlens.report.text import count
+from memlens.report.text import count, named_ranks
 from memlens.units import format_bytes, format_duration_ns
 
 if TYPE_CHECKING:
     from memlens.answers import (
         Allocation,
+        Coverage,
         Growth,
         ModuleUsage,
         Peak,
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
         Step,
         Timeline,
     )
-    from memlens.capture import Capture, RankCapture
+    from memlens.capture import Capture, RankCapture, Unreadable
 
 __all__ = [
+    "Covered",
     "Moment",
     "RankView",
     "ReportOptions",
     "choose_ranks",
     "command_line",
-    "highest",
     "view_rank",
     "warnings_of",
 ]
@@ -119,11 +120,6 @@ def choose_ranks(capture: Capture, number: int | None) -> tuple[RankCapture, ...
     return chosen
 
 
-def highest(ranks: tuple[RankCapture, ...]) -> RankCapture:
-    """The rank with the highest peak; the first one among equals."""
-    return max(ranks, key=lambda rank: rank.peak().allocated_bytes)
-
-
 def view_rank(rank: RankCapture, options: ReportOptions) -> RankView:
     """Ask a rank everything that a report shows.
 
@@ -194,17 +190,36 @@ def _same_moment(peak: Peak, steps: tuple[Step, ...], number: int) -> bool:
     return any(step.step == number and step.peak_ns == peak.time_ns for step in steps)
 
 
-def warnings_of(capture: Capture, ranks: tuple[RankCapture, ...]) -> tuple[str, ...]:
+class Covered(Protocol):
+    """A rank, or what is known of one."""
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def coverage(self) -> Coverage:
+        """How complete its capture is."""
+
+
+def warnings_of(
+    capture: Capture, ranks: Sequence[Covered], unreadable: Sequence[Unreadable] = ()
+) -> tuple[str, ...]:
     """What a reader must know before trusting the numbers, one sentence each, without repeats."""
     found = [*capture.problems]
+    for each in unreadable:
+        whose = "one of the processes" if each.rank is None else f"rank {each.rank}"
+        found.append(f"{whose} is left out: {each.problem}")
+    said: dict[str, list[int]] = {}
     for rank in ranks:
-        where = f"rank {rank.rank}: " if len(ranks) > 1 else ""
-        found += [where + sentence for sentence in _coverage_warnings(rank)]
+        for sentence in _coverage_warnings(rank.coverage):
+            said.setdefault(sentence, []).append(rank.rank)
+    for sentence, numbers in said.items():
+        found.append(f"{named_ranks(numbers)}: {sentence}" if len(ranks) > 1 else sentence)
     return tuple(dict.fromkeys(found))
 
 
-def _coverage_warnings(rank: RankCapture) -> list[str]:
-    coverage = rank.coverage
+def _coverage_warnings(coverage: Coverage) -> list[str]:
     found = []
     if coverage.lost_events:
         found.append(f"{count(coverage.lost_events, 'event')} lost: the numbers are partial")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memlens.analysis.diff import Diff, diff
+from memlens.report.all_ranks import view_ranks
 from memlens.report.text import count
-from memlens.report.view import choose_ranks, highest, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,13 +45,13 @@ def view_diff(a: Capture, b: Capture, options: ReportOptions) -> DiffView:
     Raises:
         UsageError: one of the runs has no such rank, or did not record the step asked for.
     """
-    a_ranks, b_ranks = choose_ranks(a, options.rank), choose_ranks(b, options.rank)
-    a_side, b_side = Side("A", a, highest(a_ranks)), Side("B", b, highest(b_ranks))
+    a_ranks, b_ranks = view_ranks(a, options.rank), view_ranks(b, options.rank)
+    a_side, b_side = Side("A", a, a_ranks.highest), Side("B", b, b_ranks.highest)
     found = diff(a_side.rank, b_side.rank, step=options.step)
     warnings = [
         *_not_comparable(a_side, b_side, found),
-        *(f"A: {sentence}" for sentence in warnings_of(a, a_ranks)),
-        *(f"B: {sentence}" for sentence in warnings_of(b, b_ranks)),
+        *(f"A: {sentence}" for sentence in a_ranks.warnings),
+        *(f"B: {sentence}" for sentence in b_ranks.warnings),
     ]
     return DiffView(a_side, b_side, found, tuple(warnings))
 
