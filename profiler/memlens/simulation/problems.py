@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -29,13 +30,18 @@ def job_line() -> str:
     first = ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES) and not file.startswith("<"):
+        is_ours = file.startswith(_LIBRARIES) or _module(frame).startswith("memlens_integrations")
+        if not is_ours and not file.startswith("<"):
             line = f"{_short(file)}:{frame.f_lineno}"
             if f"{os.sep}site-packages{os.sep}" not in file:
                 return line if not first else f"{line} (in {first})"
             first = first or line
         frame = frame.f_back
     return first
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _short(file: str) -> str:
