@@ -33,7 +33,7 @@ FROZEN_COMMANDS = {
     "compare": {
         "--optimizer", "--baseline", "--no-retain-grad", "--model", "--capacity", "--rollup",
         "--json", "--out", "--fresh", "--tensorboard", "--stacks", "--no-stacks", "--plan", "--gpu",
-        "--steps", "--settings",
+        "--steps", "--settings", "--zero", "--fsdp", "--nproc", "--ray", "--ray-cpus",
     },
     "diff": {"--json", "--rollup", "--rank", "--step", "--top"},
     "optimizers": {"--measure", "--chart", "--dtype", "--only", "--json"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
     from memlens.comparing.results import Comparison
-    from memlens.comparing.tries import Runner
+    from memlens.comparing.schedule import Schedule
+    from memlens.comparing.tries import Runner, Trial
 
 __all__ = ["command", "compared_job", "split_names"]
 
@@ -84,12 +86,34 @@ def _first_of_the_job(args: list[str], names: list[str], values: dict[str, bool]
     help="What to try; several times, or with commas. `memlens optimizers` lists the names; as-is is "
     f"the job's own.  [default: {','.join(DEFAULT)}]",
 )
-@click.option("--baseline", help="What the others are measured against.  [default: the first]")
+@click.option(
+    "--baseline",
+    help="What the others are measured against; NAME@zero2 or NAME@fsdp names one of a matrix.  "
+    "[default: the first]",
+)
 @click.option(
     "--no-retain-grad",
     is_flag=True,
     help="Update layer by layer within backward, with every optimizer that can. For one alone: "
     "NAME+no-retain-grad.",
+)
+@click.option(
+    "--zero",
+    metavar="STAGE,…",
+    help="Run each optimizer under DeepSpeed with each of these stages of ZeRO, 0 to 3 (0: without): a "
+    "script that uses DeepSpeed, whose stage is replaced, or --model.",
+)
+@click.option(
+    "--fsdp",
+    is_flag=True,
+    help="Run each under FSDP: a script that uses it, or --model, whose blocks are wrapped with "
+    "fully_shard.",
+)
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    help="Start the script or --model on so many processes, as torchrun does.  [default: with --zero "
+    "or --fsdp the number of GPUs, at least 2, else 1]",
 )
 @click.option(
     "--model",
@@ -112,6 +136,17 @@ def _first_of_the_job(args: list[str], names: list[str], values: dict[str, bool]
     "[default: memlens-runs/compare-<name>]",
 )
 @click.option("--fresh", is_flag=True, help="Run all anew, also what an earlier call has found.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Spread the variants over a Ray cluster, one machine each: auto, local, or ray://HOST:10001. "
+    "The job's folder and --out must be on a file system that its machines share.",
+)
+@click.option(
+    "--ray-cpus",
+    type=click.IntRange(min=1),
+    help="With --ray: CPUs of a variant, so that several share a machine.  [default: all of a machine]",
+)
 @click.option(
     "--tensorboard",
     type=click.Path(path_type=Path),
@@ -145,12 +180,17 @@ def command(
     optimizers: tuple[str, ...],
     baseline: str | None,
     no_retain_grad: bool,
+    zero: str | None,
+    fsdp: bool,
+    nproc: int | None,
     model: str | None,
     capacities: tuple[str, ...],
     rollup: bool,
     as_json: bool,
     out: Path | None,
     fresh: bool,
+    ray: str | None,
+    ray_cpus: int | None,
     tensorboard: Path | None,
     stacks: bool,
     plan: bool,
@@ -164,13 +204,15 @@ def command(
     memlens compare train.py --lr 1e-3 --optimizer adamw,adamw8bit,adamw-r
     memlens compare --model llama-60m --batch 1x256 --optimizer adamw --optimizer lion
     memlens compare --optimizer adamw,adafactor -- torchrun --nproc-per-node 2 train.py
+    memlens compare train.py --zero 0,1,2,3 --optimizer adamw,adamw8bit,adamw-r --nproc 2
     memlens compare --plan --gpu "RTX 4090" train.py --optimizer adamw,adamw8bit
 
     The script is unchanged: whatever optimizer it constructs is replaced. Options of ours may stand
     before or after its name; words behind `--` are the job's alone.
     """  # noqa: D301  \b is for click
+    from memlens.cli.sharding import asked_modes, asked_processes, sharded_jobs
     from memlens.comparing.capacity import parse_capacity
-    from memlens.comparing.compare import compare_trials, trials_of
+    from memlens.comparing.compare import compare_trials, sharded_trials, trials_of
     from memlens.comparing.progress import make_progress
     from memlens.comparing.tries import Measured
     from memlens.comparing.write import write_all
@@ -181,32 +223,47 @@ def command(
             raise click.UsageError(f"{option} goes with --plan")
     limits = tuple(parse_capacity(text) for text in capacities)
     variants = _variants(optimizers or DEFAULT, baseline, no_retain_grad)
+    modes = asked_modes(zero, fsdp)
     words = tuple(word.removeprefix(_THEIRS) for word in words)
     literal = ctx.meta["memlens.literal"]
     recording = () if stacks else ("--no-stacks",)
+    processes = asked_processes(nproc, literal, is_sharded=bool(modes))
     runner: Runner
     if plan:
-        from memlens.cli.plan import chosen_gpu, planned_job, simulated_runner
+        from memlens.cli.plan import asked_ranks, chosen_gpu, planned_job, simulated_runner
         from memlens.planning.simulate import STEPS
 
-        runner = simulated_runner(chosen_gpu(gpu, None), steps or STEPS, settings, recording)
-        job = planned_job(words, literal, model, steps or STEPS)
+        # One rank stands for all of them.
+        ranks = asked_ranks(processes or None, 0, literal, is_sharded=bool(modes))
+        runner = simulated_runner(chosen_gpu(gpu, None), steps or STEPS, settings, recording, ranks)
+        processes = 0
+
+        def make(words: tuple[str, ...]) -> ComparedJob:
+            return planned_job(words, literal, model, steps or STEPS)
+
     else:
         runner = Measured(recording)
-        job = compared_job(words, literal, model)
-    trials = trials_of(job, variants)
-    names = [trial.name for trial in trials]
+
+        def make(words: tuple[str, ...]) -> ComparedJob:
+            return compared_job(words, literal, model)
+
+    job = replace(make(words), processes=processes)
+    if modes:
+        trials = sharded_trials(sharded_jobs(modes, words, make, model, processes), variants)
+    else:
+        trials = trials_of(job, variants)
     kind = "compare-plan" if plan else "compare"
     folder = (out or Path(DEFAULT_FOLDER, f"{kind}-{job.name}")).absolute()
     with make_progress(len(trials)) as progress:
         comparison = compare_trials(
             trials,
-            baseline=baseline if baseline in names else names[0],
+            baseline=_baseline(baseline, trials),
             shown=job.shown,
             folder=folder,
             runner=runner,
             fresh=fresh,
             progress=progress,
+            schedule=_schedule(ray, ray_cpus),
         )
     if plan and gpu is not None:
         comparison = _judged(comparison, chosen_gpu(gpu, None))
@@ -226,13 +283,41 @@ def command(
         print_comparison(comparison, make_console(), rollup=rollup, capacities=limits)
         for line in written:
             click.echo(line)
-    return 0 if any(result.peak for result in comparison.results) else 1
+    if any(result.peak for result in comparison.results):
+        return 0
+    from memlens.comparing.results import Status
+    from memlens.errors import UsageError
+
+    refused = all(result.status is Status.REFUSED for result in comparison.results)
+    return UsageError.exit_code if refused else 1
+
+
+def _schedule(ray: str | None, cpus: int | None) -> Schedule:
+    if ray is None:
+        if cpus is not None:
+            raise click.UsageError("--ray-cpus goes with --ray")
+        from memlens.comparing.schedule import InTurn
+
+        return InTurn()
+    from memlens.comparing.on_ray import OnRay
+
+    return OnRay(ray, cpus)
+
+
+def _baseline(asked: str | None, trials: list[Trial]) -> str:
+    """Name of the trial that the others are measured against: a name, or the first of an optimizer."""
+    if asked is None:
+        return trials[0].name
+    for trial in trials:
+        if asked in (trial.name, trial.variant.name if trial.variant else ""):
+            return trial.name
+    raise click.UsageError(
+        f"the baseline {asked} is none of {', '.join(trial.name for trial in trials)}"
+    )
 
 
 def _judged(comparison: Comparison, gpu: Gpu | None) -> Comparison:
     """With a card's verdict on every variant that ran."""
-    from dataclasses import replace
-
     from memlens.planning.simulated import verdict_on
 
     if gpu is None:
@@ -260,8 +345,9 @@ def _variants(texts: Any, baseline: str | None, no_retain_grad: bool) -> list[Va
 
     names = split_names(texts)
     variants = [parse_variant(name, no_retain_grad=no_retain_grad) for name in names]
-    if baseline is not None and baseline not in [each.name for each in variants]:
-        variants.insert(0, parse_variant(baseline))
+    base = None if baseline is None else baseline.partition("@")[0]
+    if base is not None and base not in [each.name for each in variants]:
+        variants.insert(0, parse_variant(base))
     return variants
 
 

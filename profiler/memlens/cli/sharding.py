@@ -1,0 +1,77 @@
+"""What `--zero`, `--fsdp` and `--nproc` of `memlens compare` mean for a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from memlens.catalogue.combinations import ShardingMode
+    from memlens.comparing.job import ComparedJob
+
+__all__ = ["asked_modes", "asked_processes", "sharded_jobs"]
+
+DEFAULT_PROCESSES = 2
+"""With sharding, where there are not several GPUs."""
+
+
+def asked_modes(zero: str | None, fsdp: bool) -> list[ShardingMode]:
+    """The kinds of sharding to compare, in the order in which tables show them.
+
+    Raises:
+        UsageError: one of them is no stage of ZeRO.
+    """
+    from memlens.catalogue.combinations import ShardingMode, read_stages
+
+    return [*(read_stages(zero) if zero else ()), *([ShardingMode.FSDP] if fsdp else ())]
+
+
+def asked_processes(nproc: int | None, literal: Sequence[str] | None, *, is_sharded: bool) -> int:
+    """On how many processes of this machine the job is started; 0: it starts them itself, or is one.
+
+    Raises:
+        UsageError: a command is to be started several times.
+    """
+    if literal is not None:
+        if nproc is not None:
+            raise click.UsageError(
+                "--nproc starts a script or a --model on several processes; a command behind -- starts "
+                "its own (-- torchrun --nproc-per-node 2 train.py)"
+            )
+        return 0
+    if nproc is not None or not is_sharded:
+        return nproc or 0
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return gpus if gpus > 1 else DEFAULT_PROCESSES
+
+
+def sharded_jobs(
+    modes: Sequence[ShardingMode],
+    words: tuple[str, ...],
+    make: Callable[[tuple[str, ...]], ComparedJob],
+    model: str | None,
+    processes: int,
+) -> dict[ShardingMode, ComparedJob]:
+    """The job as it is started for each kind of sharding.
+
+    A built-in one is told which; a script uses DeepSpeed or FSDP, and gets another stage while it runs.
+
+    Args:
+        modes: the kinds.
+        words: of the job.
+        make: makes a job of words.
+        model: of the built-in job; None: there is a script.
+        processes: on how many it is started; 0: it starts them itself.
+    """
+    plain = make(words)
+    jobs = {}
+    for mode in modes:
+        told = ("--fsdp",) if mode.stage is None else ("--zero", str(mode.stage))
+        job = plain if model is None else make((*words, *told))
+        jobs[mode] = replace(job, name=plain.name, shown=plain.shown, processes=processes)
+    return jobs
