@@ -40,6 +40,15 @@ def install_host(simulation: Simulation) -> None:
         return memory.address(storage) or (0 if storage.device.type == "meta" else plain(storage))
 
     _torch.UntypedStorage.data_ptr = data_ptr
+    plain_resize: Callable[[Any, int], Any] = _torch.UntypedStorage.resize_
+
+    def resize_(storage: Any, size: int) -> Any:
+        # No operator: FSDP gives memory back in this way, and takes it again.
+        result = plain_resize(storage, size)
+        memory.resize(storage)
+        return result
+
+    _torch.UntypedStorage.resize_ = resize_
 
 
 def _let_modules_move() -> None:
