@@ -51,6 +51,8 @@ class FullyShardedDataParallelAdapter:
         self._units: weakref.WeakSet[Any] = weakref.WeakSet()
         self._handles: weakref.WeakSet[Any] = weakref.WeakSet()
         self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._named = 0
+        """How many units there were when modules got their names: a later one may hold them all."""
 
     def install(self, recorder: Recorder, undo: ExitStack) -> None:
         """Learn of units as they are made, and hook into what moves their memory."""
@@ -129,6 +131,7 @@ class FullyShardedDataParallelAdapter:
         yield Holding(shard, Category.WEIGHT, f"flat shard{name}", pieces=pieces)
         if flat.data_ptr() == shard.data_ptr():  # so that its gradient and state have pieces
             yield Holding(flat, Category.WEIGHT, f"flat shard{name}", pieces=pieces)
+        yield from self._originals(flat, shard)
         whole = tuple(self._pieces_of_whole(flat))
         for attribute in ("_full_param_padded", "_full_prec_full_param_padded"):
             tensor = self._read(flat, attribute)
@@ -145,6 +148,18 @@ class FullyShardedDataParallelAdapter:
             text = f"{'sharded' if is_shard else 'unsharded'} gradients{name}"
             yield Holding(tensor, Category.GRADIENT, text, pieces=pieces if is_shard else whole)
 
+    def _originals(self, flat: Any, shard: torch.Tensor) -> Iterator[Holding]:
+        """The model's own parameters, where they are kept: views of the shard."""
+        begin = shard.untyped_storage().data_ptr()
+        infos = self._read(flat, "_shard_param_infos") or ()
+        elements = self._read(flat, "_numels") or ()
+        kept = self._read(flat, "_params") or ()
+        for parameter, info, count in zip(kept, infos, elements, strict=False):
+            if info[0] and parameter.untyped_storage().data_ptr() == begin:
+                _, _, held, first, _ = info
+                piece = Piece(parameter, 0, held, first, count)
+                yield Holding(parameter, Category.WEIGHT, pieces=(piece,))
+
     def _read(self, flat: Any, name: str) -> Any:
         return self._private.read(_FLAT, flat, name)
 
@@ -156,7 +171,8 @@ class FullyShardedDataParallelAdapter:
         module = self._private.read(_HANDLE, handle, "_fully_sharded_module")
         if module is None:
             return ""
-        if module not in self._names:
+        if len(self._units) != self._named:
+            self._named = len(self._units)
             for unit in list(self._units):
                 for path, inner in unit.named_modules():
                     text = ".".join(part for part in path.split(".") if part not in WRAPPED)
