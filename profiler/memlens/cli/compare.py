@@ -118,7 +118,8 @@ def _first_of_the_job(args: list[str], names: list[str], values: dict[str, bool]
 @click.option(
     "--model",
     help="A built-in job instead of a script: train a model of this shape on random data. Further "
-    "words are its own: --batch 1x256 --dtype bf16 --steps 5 --lr 1e-3 --seed 0 --checkpointing.",
+    "words are its own: --batch 1x256 --dtype bf16 --steps 5 --lr 1e-3 --seed 0 --checkpointing, and "
+    "with --zero --ds-config FILE for what else DeepSpeed is to be told.",
 )
 @click.option(
     "--capacity",
@@ -375,7 +376,9 @@ def compared_job(
         check(("--model", model, *words))
         own = ("-m", _MODEL_JOB, "--model", model, *words)
         shown = " ".join(("--model", model, *words))
-        return ComparedJob(own, _plain_name("-".join((model, *words))), shown)
+        given = (Path(word.rpartition("=")[2]) for word in words)
+        files = tuple(path for path in given if path.suffix == ".json")
+        return ComparedJob(own, _plain_name("-".join((model, *words))), shown, files)
     if literal is not None and not words:
         parse_job(literal, module=None, literal=True)
         shown = " ".join(literal)

@@ -8,11 +8,13 @@ does that, as with any other job.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from memlens.errors import MemlensError, UsageError
 from memlens.models.batch import parse_batch
@@ -100,6 +102,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--zero", type=int, choices=range(4), help="train under DeepSpeed with this stage of ZeRO"
+    )
+    parser.add_argument(
+        "--ds-config",
+        type=_ds_config,
+        default={},
+        metavar="FILE",
+        help="with --zero: what else DeepSpeed is to be told (bucket sizes, say), as JSON; batch size, "
+        "precision and stage are the job's",
     )
     parser.add_argument("--fsdp", action="store_true", help="train under PyTorch's fully_shard")
     parser.add_argument(
@@ -191,7 +201,7 @@ def _training(
     model_class(find_model(options.model))  # before DeepSpeed changes how tensors are made
     from memlens.models.sharded import FullyShardedTraining, Sharding, ZeroTraining, begin_ranks
 
-    sharding = Sharding(options.zero, options.fsdp, options.offload)
+    sharding = Sharding(options.zero, options.fsdp, options.offload, options.ds_config)
     device = begin_ranks(device)
     if options.fsdp:
         return FullyShardedTraining(
@@ -215,6 +225,16 @@ def _device(text: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"torch finds no CUDA device here, so not {text!r}; give --device cpu")
     return device
+
+
+def _ds_config(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(text).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text} holds no ds_config, which is an object")
+    return found
 
 
 def _positive(text: str) -> int:

@@ -7,8 +7,8 @@ one the job is the only rank.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +33,8 @@ class Sharding:
     fully_shard: bool = False
     offload: str = ""
     """What the host keeps between uses: `optimizer`, `all` (parameters as well), or empty: nothing."""
+    ds_config: Mapping[str, Any] = field(default_factory=dict)
+    """What else DeepSpeed is told."""
 
 
 def begin_ranks(device: torch.device) -> torch.device:
@@ -57,7 +59,7 @@ def begin_ranks(device: torch.device) -> torch.device:
 def zero_config(
     sharding: Sharding, dtype: torch.dtype, samples: int, accumulate: int
 ) -> dict[str, Any]:
-    """The ds_config of a stage: all else as DeepSpeed has it by default.
+    """The ds_config of a stage: all else as the user has it, or DeepSpeed by default.
 
     Args:
         sharding: with a stage.
@@ -65,12 +67,14 @@ def zero_config(
         samples: of one rank's batch.
         accumulate: parts that it is cut into.
     """
-    zero: dict[str, Any] = {"stage": sharding.zero_stage}
+    asked = sharding.ds_config.get("zero_optimization", {})
+    zero: dict[str, Any] = {**asked, "stage": sharding.zero_stage}
     if sharding.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     if sharding.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
     return {
+        **sharding.ds_config,
         "train_micro_batch_size_per_gpu": samples // accumulate,
         "gradient_accumulation_steps": accumulate,
         "bf16": {"enabled": dtype is torch.bfloat16},

@@ -49,17 +49,20 @@ class _Check:
         self._mode = mode
         self._witness = witness
         self._found = False
+        self._has_looked = False
 
     def found_it(self) -> None:
         """The job does what is asked for."""
         self._found = True
 
     def install(self, undo: ExitStack) -> None:
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
-        undo.callback(self._handle.remove)
+        # It stays: a hook that removes itself disturbs torch, which is going through them.
+        undo.callback(register_optimizer_step_pre_hook(self._before_step).remove)
 
     def _before_step(self, optimizer: Any, args: object, kwargs: object) -> None:
-        self._handle.remove()
+        if self._has_looked:
+            return
+        self._has_looked = True
         if self._mode.stage is None:
             held = [each for group in optimizer.param_groups for each in group["params"]]
             self._found = _is_fully_sharded(held)

@@ -29,6 +29,7 @@ __all__ = [
     "names_width",
     "peaks_grid",
     "right",
+    "rows_grids",
     "steps_grid",
 ]
 
@@ -102,7 +103,7 @@ def categories_grids(ran: Ran, series: Sequence[Series], ink: Ink, *, width: int
     heads = [wrap_name(name, each) for name, each in zip(names, widths, strict=True)]
     if sum(widths) <= room and max(map(len, heads)) <= NAME_LINES:
         return [_variants_as_columns(ran, heads, series, ink)]
-    return _variants_as_rows(ran, names, series, width)
+    return rows_grids([peak for _, peak in ran], names, series, width=width)
 
 
 def _variants_as_columns(
@@ -121,35 +122,41 @@ def _variants_as_columns(
     return table
 
 
-def _variants_as_rows(
-    ran: Ran, names: Sequence[str], series: Sequence[Series], width: int
+def rows_grids(
+    peaks: Sequence[PeakResult],
+    names: Sequence[str],
+    series: Sequence[Series],
+    *,
+    width: int,
+    head: str = "variant",
 ) -> list[Table]:
+    """What peaks are made of, a row for each; in several tables where columns do not fit into one."""
     columns: list[tuple[str, list[Text]]] = [
-        (each.label.replace(" ", "\n"), [_bytes(each.amount(peak.categories)) for _, peak in ran])
+        (each.label.replace(" ", "\n"), [_bytes(each.amount(peak.categories)) for peak in peaks])
         for each in series
     ]
-    columns.append(("total", [_bytes(peak.allocated_bytes) for _, peak in ran]))
+    columns.append(("total", [_bytes(peak.allocated_bytes) for peak in peaks]))
     taken = [
-        GAP + max(len(text) for text in (*head.split("\n"), *map(str, cells)))
-        for head, cells in columns
+        GAP + max(len(text) for text in (*title.split("\n"), *map(str, cells)))
+        for title, cells in columns
     ]
     if width - sum(taken) >= SHORT_NAME:
-        return [_rows(names, names_width(names, width - sum(taken)), columns)]
+        return [_rows(names, names_width(names, width - sum(taken)), columns, head)]
     name_width = names_width(names, max(SHORT_NAME, width // 3))
     per_table = max(1, (width - name_width) // max(taken))
     # As many columns in each, so that the last one is no shorter than the others.
     size = -(-len(columns) // -(-len(columns) // per_table))
     return [
-        _rows(names, name_width, columns[start : start + size])
+        _rows(names, name_width, columns[start : start + size], head)
         for start in range(0, len(columns), size)
     ]
 
 
 def _rows(
-    names: Sequence[str], name_width: int, columns: Sequence[tuple[str, list[Text]]]
+    names: Sequence[str], name_width: int, columns: Sequence[tuple[str, list[Text]]], head: str
 ) -> Table:
     table = make_table(
-        Column("variant", no_wrap=True, width=name_width), *(right(head) for head, _ in columns)
+        Column(head, no_wrap=True, width=name_width), *(right(title) for title, _ in columns)
     )
     for at, name in enumerate(names):
         table.add_row(name_cell(name, name_width), *(cells[at] for _, cells in columns))

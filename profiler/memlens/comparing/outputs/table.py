@@ -11,6 +11,7 @@ from rich.text import Text
 
 from memlens.comparing.outputs import grids
 from memlens.comparing.outputs.cards import cards_grid, shortages
+from memlens.comparing.outputs.matrix import matrix_grid, ranks_grids
 from memlens.palette import series_of
 from memlens.report.chart import legend
 from memlens.report.ink import Ink
@@ -53,6 +54,9 @@ def print_comparison(
         each for each in series_of(rollup) if any(each.amount(peak.categories) for _, peak in ran)
     ]
     _print_header(comparison, console)
+    if (matrix := matrix_grid(comparison)) is not None:
+        _section(console, "Peak memory of the rank that needs most")
+        console.print(matrix)
     _section(console, "Peak memory")
     console.print(grids.peaks_grid(comparison, series, ink, width=console.width))
     if series:
@@ -63,6 +67,10 @@ def print_comparison(
         _section(console, "At the peak, " + ("by published name" if rollup else "by category"))
         for grid in grids.categories_grids(ran, series, ink, width=console.width):
             console.print(grid)
+        if ranks := ranks_grids(ran, series, width=console.width):
+            _section(console, "Each rank at its own peak")
+            for grid in ranks:
+                console.print(grid)
     if ran and comparison.simulated:
         _section(console, "On the card")
         console.print(cards_grid(comparison, ran, width=console.width))
