@@ -407,7 +407,6 @@ def test_a_tag_speaks_of_one_lifetime_and_not_of_the_next_at_its_address() -> No
         (Category.WEIGHT, Category.INPUT),
         (Category.MASTER_WEIGHT, Category.OPTIMIZER_STATE),
         (Category.OPTIMIZER_STATE, Category.GRADIENT),
-        (Category.GRADIENT, Category.COMMUNICATION),
         (Category.COMMUNICATION, Category.INPUT),
     ],
 )
@@ -418,6 +417,16 @@ def test_of_two_tags_the_stronger_holds_whichever_came_first(
     rows = [(time, A, category) for time, (_, category) in zip((11, 12), declared, strict=True)]
 
     assert category_of([(10, "alloc", A, 8)], rows) == [winner]
+
+
+@pytest.mark.parametrize("first", [Category.GRADIENT, Category.COMMUNICATION])
+def test_a_gradient_that_fills_a_bucket_is_on_its_way_and_one_that_is_sent_stays_one(
+    first: Category,
+) -> None:
+    (second,) = {Category.GRADIENT, Category.COMMUNICATION} - {first}
+    rows = [(11, A, first), (12, A, second)]
+
+    assert category_of([(10, "alloc", A, 8)], rows) == [first]
 
 
 def test_of_two_equal_tags_the_first_gives_the_name() -> None:

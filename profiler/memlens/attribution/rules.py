@@ -116,12 +116,17 @@ def attribute(
 
 
 def _in_bucket(blocks: Lifetimes, tags: dict[str, Array], tag: Array, block: Array) -> Array:
-    """Tags of gradients that lie in a bucket on their way to other ranks, and not for long."""
+    """Tags of gradients that lie in a bucket on their way to other ranks, and not for long.
+
+    Of one that fills its bucket, time tells: the bucket was there first.
+    """
     room = blocks.requested_bytes[block]
-    kind, size = tags["category"][tag], tags["size_bytes"][tag]
-    is_bucket = np.zeros(len(blocks.first), bool)
-    is_bucket[block[(kind == _CATEGORY["communication"]) & (size >= room)]] = True
-    found: Array = (kind == _CATEGORY["gradient"]) & (size < room) & is_bucket[block]
+    kind, size, time = tags["category"][tag], tags["size_bytes"][tag], tags["time_ns"][tag]
+    whole = (kind == _CATEGORY["communication"]) & (size >= room)
+    since = np.full(len(blocks.first), FOREVER, np.int64)
+    np.minimum.at(since, block[whole], time[whole])
+    is_bucket = since[block] < np.where(size < room, FOREVER, time)
+    found: Array = (kind == _CATEGORY["gradient"]) & is_bucket
     return found
 
 
