@@ -16,7 +16,7 @@ from memlens.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from memlens.across.compare import RanksCompared
+    from memlens.across.compare import Difference, RanksCompared
     from memlens.across.summary import RankSummary
     from memlens.report.all_ranks import Total
     from memlens.report.ink import Ink
@@ -100,12 +100,15 @@ def difference_line(compared: RanksCompared, series: Sequence[Series]) -> str:
     labels = {each.key: each.label for each in series}
     text = (
         f"Rank {high.rank} is {format_bytes(compared.difference_bytes)} above the median rank "
-        f"({middle.rank}): most of it is {labels[category.name]}, "
+        f"({middle.rank}): {_part(category, compared)} is {labels[category.name]}, "
         f"{format_bytes(category.size_bytes, signed=True)}"
     )
     if module is not None:
         name = f"in {plain(module.name)}" if module.name else "outside of modules"
-        text += f", and most of it {name}, {format_bytes(module.size_bytes, signed=True)}"
+        text += (
+            f", and {_part(module, compared)} {name}, "
+            f"{format_bytes(module.size_bytes, signed=True)}"
+        )
         if module.category is not None and module.category != category.name:
             text += f" ({labels[module.category]})"
     if (high.peak.phase, high.peak.step) != (middle.peak.phase, middle.peak.step):
@@ -114,6 +117,12 @@ def difference_line(compared: RanksCompared, series: Sequence[Series]) -> str:
             f"{middle.peak.step}, {middle.peak.phase.value}"
         )
     return text + "."
+
+
+def _part(of: Difference, compared: RanksCompared) -> str:
+    """How much of the whole difference one is."""
+    is_most = 2 * of.size_bytes > compared.difference_bytes
+    return "most of it" if is_most else "the largest part of it"
 
 
 def total_line(total: Total) -> str:
