@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memlens.comparing.results import Comparison, PeakResult, Result, Status
+from memlens.comparing.results import Comparison, PeakResult, RankResult, Result, Status
 from memlens.events import Category
 
-__all__ = ["COMPARISONS", "SIX", "failed", "make_comparison", "ok"]
+__all__ = ["COMPARISONS", "MATRIX", "SIX", "failed", "make_comparison", "ok"]
 
 START_NS = 1_750_000_000_000_000_000
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -118,7 +118,40 @@ TWENTY = make_comparison(
     )
 )
 
+
+def sharded(optimizer: str, mode: str, *ranks: Mapping[Category, int]) -> Result:
+    """A variant of a matrix; the categories of each rank at its own peak."""
+    alone = [ok("", each) for each in ranks]
+    peaks = [each.peak for each in alone if each.peak is not None]
+    highest = max(peaks, key=lambda each: each.allocated_bytes)
+    return ok(
+        f"{optimizer}@{mode}",
+        {},
+        peak=highest,
+        optimizer=optimizer,
+        sharding=mode,
+        ranks=tuple(RankResult(rank, peak) for rank, peak in enumerate(peaks)),
+    )
+
+
+def refused_in_matrix(optimizer: str, mode: str, reason: str) -> Result:
+    """A combination that cannot run."""
+    return Result(f"{optimizer}@{mode}", Status.REFUSED, reason, optimizer=optimizer, sharding=mode)
+
+
+FLAT = "GaLore needs matrices: flat partitions have none"
+
+MATRIX = make_comparison(
+    sharded("adamw", "zero0", *[_sizes(MIB, 32, 64, 32, 12, 0.1, 32)] * 2),
+    sharded("galore-adamw", "zero0", *[_sizes(MIB, 32, 24, 32, 12, 0.1, 16)] * 2),
+    sharded("adamw", "zero2", _sizes(MIB, 32, 32, 18, 12), _sizes(MIB, 32, 32, 16, 12)),
+    refused_in_matrix("galore-adamw", "zero2", f"galore-adamw cannot run under ZeRO 2: {FLAT}"),
+    sharded("adamw", "fsdp", *[_sizes(MIB, 16 + at, 32, 16, 12) for at in range(8)]),
+    sharded("galore-adamw", "fsdp", *[_sizes(MIB, 16, 12, 16, 12)] * 8),
+)
+
 COMPARISONS: dict[str, Comparison] = {
+    "matrix": MATRIX,
     "ok only": make_comparison(ADAMW, SIX.results[1], SIX.results[2]),
     "alone": make_comparison(ADAMW),
     "six": SIX,

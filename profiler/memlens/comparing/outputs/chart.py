@@ -114,6 +114,7 @@ def _draw(
     head_points = _capacities(axes, near, right, unit)
     _name_far(axes, [each for each in capacities if each not in near], head_points)
     _frame(axes, comparison, names, unit_name if peaks else "", head_points)
+    _separate(axes, results)
     decimals = 0 if unit == 1 else 1 if highest >= 10 * unit else 2
     labels = [
         label
@@ -149,10 +150,11 @@ def _frame(
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(side == "bottom" and bool(unit_name))
     axes.spines["bottom"].set_color(FAINT)
+    title = "Memory at the peak"
+    if any(len(result.ranks) > 1 for result in comparison.results):
+        title += " of the rank that needs most"
     axes.set_title(
-        f"Memory at the peak, {comparison.device}"
-        if comparison.simulated
-        else "Memory at the peak",
+        f"{title}, {comparison.device}" if comparison.simulated else title,
         loc="left",
         color=INK,
         fontsize=12,
@@ -177,6 +179,13 @@ def _frame(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _separate(axes: Axes, results: Sequence[Result]) -> None:
+    """A line between kinds of sharding."""
+    for row in range(1, len(results)):
+        if results[row].sharding != results[row - 1].sharding:
+            axes.axhline(row - 0.5, color=GREY, linewidth=0.6, zorder=0.5)
 
 
 def _row(

@@ -46,6 +46,10 @@ CSV_HEADER = (
     "run",
     "reserved_peak_bytes",
     "fits",
+    "optimizer",
+    "sharding",
+    "ranks",
+    "worst_rank",
 )
 """Columns may be added behind these, but none of them moves or changes its meaning."""
 
@@ -104,6 +108,10 @@ def _row(comparison: Comparison, result: Result) -> Iterator[tuple[str, Value]]:
     verdict = comparison.verdicts.get(result.name)
     yield "reserved_peak_bytes", result.reserved_peak_bytes
     yield "fits", None if verdict is None else _boolean(verdict.fits)
+    yield "optimizer", result.optimizer or result.name
+    yield "sharding", result.sharding
+    yield "ranks", len(result.ranks) or None
+    yield "worst_rank", result.worst_rank
 
 
 def _boolean(value: bool) -> str:

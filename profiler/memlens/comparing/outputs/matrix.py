@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
@@ -15,13 +15,13 @@ from memlens.report.text import plain
 from memlens.units import format_bytes
 
 if TYPE_CHECKING:
-    from memlens.comparing.results import Comparison, RankResult, Result
+    from memlens.comparing.results import Comparison, PeakResult, RankResult, Result
     from memlens.palette import Series
 
 __all__ = ["matrix_grid", "ranks_grids"]
 
-_SHOWN_RANKS = 4
-"""Of more, those with the highest and the lowest peak are shown."""
+_SHOWN = 4
+"""Of more ranks that differ, those with the highest and the lowest peak are shown."""
 
 
 def matrix_grid(comparison: Comparison) -> Table | None:
@@ -51,10 +51,10 @@ def _cell(result: Result | None, baseline: str) -> Text:
 def ranks_grids(ran: Ran, series: Sequence[Series], *, width: int) -> list[Table]:
     """What the peak of every rank is made of; none, where no variant has several ranks."""
     rows = [
-        (f"{plain(result.name)} {_rank_text(result, each)}", each.peak)
+        (f"{plain(result.name)} {label}", peak)
         for result, _ in ran
         if len(result.ranks) > 1
-        for each in _shown(result.ranks)
+        for label, peak in _shown(result.ranks)
     ]
     if not rows:
         return []
@@ -62,15 +62,24 @@ def ranks_grids(ran: Ran, series: Sequence[Series], *, width: int) -> list[Table
     return rows_grids(peaks, names, series, width=width, head="rank")
 
 
-def _rank_text(result: Result, rank: RankResult) -> str:
-    worst = len({each.peak.allocated_bytes for each in result.ranks}) > 1
-    is_worst = worst and rank.rank == result.worst_rank
-    return f"{rank.rank} of {len(result.ranks)}" + (", worst" if is_worst else "")
+def _shown(ranks: Sequence[RankResult]) -> Iterator[tuple[str, PeakResult]]:
+    """The ranks whose peaks are made of the same bytes are one row, the highest first."""
+    alike: dict[tuple[int, ...], list[RankResult]] = {}
+    for each in sorted(ranks, key=lambda each: (-each.peak.allocated_bytes, each.rank)):
+        alike.setdefault(tuple(each.peak.categories.values()), []).append(each)
+    groups = list(alike.values())
+    if len(groups) > _SHOWN:
+        groups = [*groups[: _SHOWN // 2], *groups[-_SHOWN // 2 :]]
+    for number, group in enumerate(groups):
+        highest = " (most)" if number == 0 and len(alike) > 1 else ""
+        yield _numbers([each.rank for each in group]) + highest, group[0].peak
 
 
-def _shown(ranks: Sequence[RankResult]) -> Sequence[RankResult]:
-    if len(ranks) <= _SHOWN_RANKS:
-        return ranks
-    ordered = sorted(ranks, key=lambda each: -each.peak.allocated_bytes)
-    half = _SHOWN_RANKS // 2
-    return [*ordered[:half], *ordered[-half:]]
+def _numbers(ranks: Sequence[int]) -> str:
+    """`0`, `0-7`, or `0, 2, 5`."""
+    first, last = ranks[0], ranks[-1]
+    if len(ranks) > 1 and list(ranks) == list(range(first, last + 1)):
+        return f"{first}-{last}"
+    if len(ranks) > _SHOWN:
+        return f"{first} and {len(ranks) - 1} more"
+    return ", ".join(map(str, ranks))

@@ -163,10 +163,12 @@ def _hyperparameters(comparison: Comparison, result: Result) -> dict[str, str | 
         "device": comparison.device,
         "torch": comparison.torch_version or "not known",
     }
+    if result.sharding:
+        values["sharding"] = result.sharding
     if result.reason:
         values["reason"] = plain(result.reason)
     try:
-        variant = parse_variant(result.name)
+        variant = parse_variant(result.optimizer or result.name)
     except UsageError:  # the name of a callable
         return values
     if variant.row is not None:
