@@ -60,6 +60,7 @@ def alike_allocations(blocks: Iterable[Allocation]) -> list[Group[Allocation]]:
             block.certainty,
             pattern(block.name),
             pattern(block.module),
+            tuple(pattern(part.name) for part in block.parts),
             block.phase,
             block.step,
             block.preexisting,

@@ -218,9 +218,19 @@ def allocations_table(
             _bytes(group.total_bytes),
             ink.swatch(of_category[block.category]),
             category,
-            _what(group.name(block.name), group.name(block.module), when, block.stack, room),
+            _what(_named(group), group.name(block.module), when, block.stack, room),
         )
     return table
+
+
+def _named(group: Group[Allocation]) -> str:
+    """The name of a group's blocks; of blocks that several tensors share, also of which."""
+    name, parts = group.name(group.first.name), group.first.parts
+    if not parts:
+        return name
+    last = f" … {group.name(parts[-1].name)}" if len(parts) > 1 else ""
+    held = f"{count(len(parts), 'part')}, {group.name(parts[0].name)}{last}"
+    return f"{name}: {held}" if name != group.name(parts[0].name) else held
 
 
 def _times(number: int) -> Text:
