@@ -109,6 +109,8 @@ def _gradients(
     mine = private.read("flat", optimizer, "params_in_partition") or ()
     averaged = private.read("flat", optimizer, "averaged_gradients") or {}
     whole = private.read("flat", optimizer, "all_grad_tensors") or {}
+    for tensor in tensors_of(private.read("flat", optimizer, "grads_in_partition")):
+        yield Holding(tensor, Category.GRADIENT, "gradients of this rank's partitions")
     for number, parameters in enumerate(mine):
         for parameter, gradient in zip(parameters, whole.get(number) or (), strict=False):
             if gradient is not None:

@@ -78,6 +78,7 @@ READS: dict[str, dict[str, Read]] = {
         ("bit16_groups_flat", _WEIGHT, "flat weights of each group"),
         ("single_partition_of_fp32_groups", _MASTER, "this rank's master weights of each group"),
         ("averaged_gradients", _GRADIENT, "gradients of this rank's partition of each group"),
+        ("grads_in_partition?", _GRADIENT, "what averaged gradients are moved into by backward"),
         ("all_grad_tensors?", _GRADIENT, "gradients that are accumulated, of each group"),
         ("flat_partition?", _GRADIENT, "of averaged gradients, where they are flat"),
         ("accumulated_grads_in_cpu?", _GRADIENT, "gradients that are accumulated on the host"),
@@ -193,6 +194,22 @@ CALLS: dict[str, tuple[str, ...]] = {
 }
 """What is hooked into -> the function, newest first."""
 
+STEP = "step"
+"""Of an optimizer: steps one of torch's, some of them once for each group."""
+SET_UP = "initialize_optimizer_states"
+"""Of an optimizer: the same, but for the state that it makes, some of them."""
+
+
+def find_private(path: str) -> tuple[Any, str]:
+    """Owner and name of `module:Class.function`; no owner (None) where this version has none."""
+    module, _, names = path.partition(":")
+    *owners, name = names.split(".")
+    try:
+        owner: Any = functools.reduce(getattr, owners, import_module(module))
+    except (ImportError, AttributeError):
+        return None, name
+    return (owner if hasattr(owner, name) else None), name
+
 
 class Private:
     """Reads private attributes and wraps private functions, and says what is missing, once each.
@@ -274,13 +291,8 @@ class Private:
 
     def _resolve(self, paths: tuple[str, ...], what: str) -> tuple[Any, str]:
         for path in paths:
-            module, _, names = path.partition(":")
-            *owners, name = names.split(".")
-            try:
-                owner: Any = functools.reduce(getattr, owners, import_module(module))
-            except (ImportError, AttributeError):
-                continue
-            if hasattr(owner, name):
+            owner, name = find_private(path)
+            if owner is not None:
                 return owner, name
         self._recorder.problem(f"this DeepSpeed has no {what} that memlens knows; it is inferred")
         return None, ""
@@ -316,14 +328,3 @@ IN_PLACE_OPERATORS = frozenset(
     {"fused_adam", "fused_lion", "fused_lamb", "cpu_adam", "cpu_lion", "cpu_adagrad"}
 )
 """Names of operators that allocate nothing, and only write into tensors."""
-
-
-def find_private(path: str) -> tuple[Any, str]:
-    """Owner and name of `module:Class.function`; no owner (None) where this version has none."""
-    module, _, names = path.partition(":")
-    *owners, name = names.split(".")
-    try:
-        owner: Any = functools.reduce(getattr, owners, import_module(module))
-    except (ImportError, AttributeError):
-        return None, name
-    return (owner if hasattr(owner, name) else None), name

@@ -345,11 +345,11 @@ class Parameters:
         known.address = address
         # A storage keeps its Python object, and so this reference, for as long as it lives.
         known.storage = weakref.ref(tensor.untyped_storage()) if address else None
+        if known.pieces:  # these first: of two names for one place, the first holds
+            self.tag_pieces(tensor, known.pieces, known.category)
         self._recorder.tag(
             tensor, known.category, known.name, module=known.module, certainty=known.certainty
         )
-        if known.pieces:
-            self.tag_pieces(tensor, known.pieces, known.category)
 
 
 def kind_of(tensor: torch.Tensor) -> WeightKind:
