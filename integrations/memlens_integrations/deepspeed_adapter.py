@@ -26,7 +26,7 @@ from memlens_integrations.deepspeed_flat import (
     holdings_of_flat,
     holdings_of_fp16,
 )
-from memlens_integrations.deepspeed_private import Private
+from memlens_integrations.deepspeed_private import SET_UP, STEP, Private
 from memlens_integrations.deepspeed_simulated import simulate_deepspeed
 from memlens_integrations.deepspeed_stage3 import (
     gathered,
@@ -76,10 +76,11 @@ class DeepSpeedAdapter:
                 what=kind,
                 after=lambda made, *_, known=known: self._made(known, made),
             )
-            if hasattr(owner, "step"):
-                private.wrap_method(
-                    owner, "step", what=kind, before=self._enter_step, after=self._leave_step
-                )
+            for name, leave in ((STEP, self._leave_step), (SET_UP, self._leave_set_up)):
+                if hasattr(owner, name):
+                    private.wrap_method(
+                        owner, name, what=kind, before=self._enter_step, after=leave
+                    )
         for what in _COMMUNICATION:
             self._mark(what, Category.COMMUNICATION, undo, temporaries=Category.COMMUNICATION)
         self._mark("partitioning of a parameter", Category.WEIGHT, undo)
@@ -139,7 +140,10 @@ class DeepSpeedAdapter:
         self._recorder.enter_step(type(optimizer).__name__)
 
     def _leave_step(self, optimizer: Any, *_: Any) -> None:
-        self._recorder.leave_step()
+        self._recorder.leave_step(True)
+
+    def _leave_set_up(self, *_: Any) -> None:
+        self._recorder.leave_step(False)
 
     def _before_reduction(self, optimizer: Any, parameter: torch.Tensor, *_: Any) -> None:
         """Its gradient is about to move into the bucket, and the bucket may be new."""

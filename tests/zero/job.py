@@ -1,32 +1,46 @@
-"""Trains one small model under DeepSpeed in several configurations, one after the other.
+"""Trains one small model under DeepSpeed in several configurations, each on several processes of its own.
 
-    torchrun --standalone --nproc-per-node 2 job.py OUT stage3-bf16 stage2-fp32-accumulate ...
+    python job.py RANKS OUT stage3-bf16 stage2-fp32-accumulate ...
 
-Each is trained twice, first without memlens and then with it. Writes `OUT/<configuration>.<rank>`, a run
-of one rank, and `OUT/<configuration>.<rank>.json`: the losses of both, and when what happened.
+Each is trained twice, without memlens and with it. Writes `OUT/<configuration>.<rank>`, a run of a rank,
+and beside it `.json` (losses, and when what happened) and `.plain.json`, the same without memlens.
+
+Processes are forked from one that has imported everything, as that takes longer than all that they do.
+They end after one training, as DeepSpeed never lets go of some of what it has made.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
+import os
+import signal
+import socket
 import sys
 import time
+import traceback
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import deepspeed.ops
 import torch
-from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import memlens
 
+# What would be imported late, by each process.
+for late in ("zero.stage3", "zero.muon.muon_optimizer", "bf16_optimizer", "fp16.unfused_optimizer"):
+    with suppress(ImportError):
+        importlib.import_module(f"deepspeed.runtime.{late}")
+importlib.import_module("torch._dynamo")
 # Communication over shared memory would be compiled here; gloo does without.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+PATIENCE_S = 120
 STEPS = 3
 WIDTH, INPUTS, OUTPUTS = 131, 61, 34
 REDUCE_BUCKET = 20_000
@@ -149,26 +163,58 @@ def train(name: str) -> tuple[list[float], dict[str, list[int]]]:
         engine.step()
         times["step"].append(time.time_ns())
         losses.append(loss.item())
-    engine.destroy()
-    # It caches by arguments, and so keeps every engine of stage 3 for good.
-    coordinator: Any = PartitionedParameterCoordinator
-    coordinator._PartitionedParameterCoordinator__params_to_release.cache_clear()
     return losses, times
 
 
-def main() -> None:
+def run_rank(rank: int, ranks: int, port: int, out: Path, name: str, *, recorded: bool) -> None:
+    """One process of one training."""
+    signal.alarm(PATIENCE_S)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
-    out, rank = Path(sys.argv[1]), torch.distributed.get_rank()
-    for name in sys.argv[2:]:
-        expected, _ = train(name)
-        gc.collect()
-        torch.distributed.barrier()
-        with memlens.profile(out=out / f"{name}.{rank}", stacks=False):
-            losses, times = train(name)
-        gc.collect()
-        found = {"expected": expected, "losses": losses, "times": times}
-        (out / f"{name}.{rank}.json").write_text(json.dumps(found))
+    session = (
+        memlens.profile(out=out / f"{name}.{rank}", stacks=False) if recorded else nullcontext()
+    )
+    with session:
+        losses, times = train(name)
+    kind = "json" if recorded else "plain.json"
+    (out / f"{name}.{rank}.{kind}").write_text(json.dumps({"losses": losses, "times": times}))
+
+
+def run(ranks: int, out: Path, name: str, *, recorded: bool) -> None:
+    """Fork the processes of one training, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                run_rank(rank, ranks, port, out, name, recorded=recorded)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    if failed:
+        raise SystemExit(f"{name}: {len(failed)} of {ranks} processes failed")
+
+
+def main() -> None:
+    ranks, out = int(sys.argv[1]), Path(sys.argv[2])
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage now and then, which is slow with all that was imported
+    for name in sys.argv[3:]:
+        for recorded in (False, True):
+            run(ranks, out, name, recorded=recorded)
 
 
 if __name__ == "__main__":

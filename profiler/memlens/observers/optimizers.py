@@ -145,10 +145,13 @@ class OptimizerObserver:
         self._whole.append(scope)
         self._recorder.mark(MarkKind.OPTIMIZER_ENTER, scope)
 
-    def _leave_whole(self) -> None:
+    def _leave_whole(self, counts: bool) -> None:
         if self._whole:
             self._recorder.mark(MarkKind.OPTIMIZER_EXIT, self._whole.pop())
         if not self._whole:
+            if not counts:
+                for scope in self._in_whole:
+                    self._stepped.pop(scope, None)
             self._in_whole.clear()
             if self._stepped:
                 self._end_if_complete()

@@ -93,8 +93,8 @@ class Recorder:
         self.enter_step: Callable[[str], None] = lambda _: None
         """An optimizer that is none of torch's begins to step; its text. Optimizers of torch's that step
         within are a part of it, also if each does so several times."""
-        self.leave_step: Callable[[], None] = lambda: None
-        """It has stepped, or failed to."""
+        self.leave_step: Callable[[bool], None] = lambda _: None
+        """It has stepped, or failed to; whether that counts (not so if it was for the state alone)."""
         self.watch_gradient: Callable[[torch.Tensor], None] = lambda _: None
         """Has the gradient of a parameter tagged as soon as it is there: it will not be for long."""
         self._gauge_ns = 0
