@@ -6,8 +6,10 @@ before them in all streams together, so the longest beginning in which nothing i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class NameTables:
     """Qualified name and class name."""
     tensor: dict[int, str]
     scope: dict[int, tuple[str, str]]
-    stack: dict[int, tuple[int, str, str]]
+    stack: Mapping[int, tuple[int, str, str]]
     """Number of the frame that called it, function, file:line."""
     weight_kind: dict[int, WeightKind] = field(default_factory=dict)
     """Of the tensors of which it is known."""
@@ -278,21 +280,44 @@ def _positions(column: pa.ChunkedArray, enum: type[Enum]) -> Array:
 
 def names_of(columns: dict[str, Array]) -> NameTables:
     """Texts by number, from the columns of the stream of names."""
-    tables: dict[NameKind, dict[int, tuple[int, str, str]]] = {kind: {} for kind in NameKind}
-    of_kind = [tables[kind] for kind in _NAME_KINDS]
-    for kind, number, parent, text, detail in zip(
-        *(columns[name].tolist() for name in ("kind", "id", "parent", "text", "detail")),
-        strict=True,
-    ):
-        of_kind[kind][number] = (parent, text, detail)
+    tables = {kind: _Names(columns, kind) for kind in NameKind}
+    tensors = tables[NameKind.TENSOR]
     return NameTables(
         {number: (text, detail) for number, (_, text, detail) in tables[NameKind.MODULE].items()},
-        {number: text for number, (_, text, _) in tables[NameKind.TENSOR].items()},
+        {number: text for number, (_, text, _) in tensors.items()},
         {number: (text, detail) for number, (_, text, detail) in tables[NameKind.SCOPE].items()},
         tables[NameKind.STACK],
         {
             number: _WEIGHT_KINDS[detail]
-            for number, (_, _, detail) in tables[NameKind.TENSOR].items()
+            for number, (_, _, detail) in tensors.items()
             if detail in _WEIGHT_KINDS
         },
     )
+
+
+class _Names(Mapping[int, tuple[int, str, str]]):
+    """Parent, text and detail by number, of one kind; made into a table when it is first looked at.
+
+    Most names are frames of stacks, which many questions do not need.
+    """
+
+    def __init__(self, columns: dict[str, Array], kind: NameKind) -> None:
+        self._columns = columns
+        self._kind = _NAME_KINDS.index(kind)
+
+    @cached_property
+    def _table(self) -> dict[int, tuple[int, str, str]]:
+        rows = np.flatnonzero(self._columns["kind"] == self._kind)
+        number, *values = (
+            self._columns[name][rows].tolist() for name in ("id", "parent", "text", "detail")
+        )
+        return dict(zip(number, zip(*values, strict=True), strict=True))
+
+    def __getitem__(self, number: int) -> tuple[int, str, str]:
+        return self._table[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
