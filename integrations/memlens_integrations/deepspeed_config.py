@@ -100,9 +100,12 @@ def replace_stage(
         owner = import_module("accelerate.utils.deepspeed").HfDeepSpeedConfig
         _change_argument(owner, "config_file_or_dict", change, undo)
 
-    when_imported("deepspeed.runtime.config", in_config)
-    when_imported("deepspeed.runtime.zero.partition_parameters", in_init)
-    when_imported("accelerate.utils.deepspeed", in_accelerate)
+    for module, call in (
+        ("deepspeed.runtime.config", in_config),
+        ("deepspeed.runtime.zero.partition_parameters", in_init),
+        ("accelerate.utils.deepspeed", in_accelerate),
+    ):
+        undo.callback(when_imported(module, call))
 
 
 def _change_argument(owner: Any, name: str, change: Callable[[Any], Any], undo: ExitStack) -> None:
@@ -124,9 +127,12 @@ def _read(config: Any) -> Config:
     """A ds_config in all forms that DeepSpeed takes; what it cannot read, it may say itself."""
     if isinstance(config, Mapping):
         return dict(config)
-    text = Path(config).read_text() if os.path.exists(config) else str(config)
-    if not text.lstrip().startswith("{"):
-        text = base64.urlsafe_b64decode(text).decode()
+    if os.path.exists(config):
+        text = Path(config).read_text()
+    elif str(config).lstrip().startswith("{"):
+        text = str(config)
+    else:
+        text = base64.urlsafe_b64decode(config).decode()
     # DeepSpeed's own parser: it takes comments, too.
     read: Config = dict(import_module("hjson").loads(text))
     return read

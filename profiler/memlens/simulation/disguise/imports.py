@@ -12,17 +12,22 @@ from typing import Any
 __all__ = ["when_imported"]
 
 
-def when_imported(name: str, call: Callable[[], None]) -> None:
+def when_imported(name: str, call: Callable[[], None]) -> Callable[[], None]:
     """Call at once if the module is there, else as soon as its import is done.
 
     Args:
         name: of the module; of one that imports torch, a module that it imports after torch.
         call: what to do. If it raises, so does the import.
+
+    Returns:
+        What ends the wait, where it has not ended by itself.
     """
     if name in sys.modules:
         call()
-    else:
-        sys.meta_path.insert(0, _Finder(name, call))
+        return lambda: None
+    finder = _Finder(name, call)
+    sys.meta_path.insert(0, finder)
+    return finder.leave
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -46,6 +51,11 @@ class _Finder(importlib.abc.MetaPathFinder):
                 return found
         return None
 
+    def leave(self) -> None:
+        """Look for it no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
     def _follow(self, loader: Any) -> None:
         original = loader.exec_module
 
@@ -53,7 +63,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             del loader.exec_module
             original(module)
             if self in sys.meta_path:
-                sys.meta_path.remove(self)
+                self.leave()
                 self._call()
 
         loader.exec_module = exec_module
