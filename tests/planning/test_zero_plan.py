@@ -1,0 +1,31 @@
+"""One simulated rank under DeepSpeed holds what it holds among real ones, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+from tests.planning.really_and_simulated import Ran, really_and_simulated
+from tests.planning.sharded_job import BACKWARD, START, STEP, ZERO, point
+from tests.support.points import held_at
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[(1, [0]), (2, [0]), (4, [1, 3])], ids=lambda each: each[0])
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Ran]:
+    world_size, simulated = request.param
+    return really_and_simulated("zero", tmp_path_factory.mktemp("zero"), world_size, simulated)
+
+
+@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("moment", [BACKWARD, STEP], ids=["after backward", "after step"])
+def test_a_rank_holds_what_it_really_holds(ranks: dict[int, Ran], name: str, moment: int) -> None:
+    place = list(ZERO).index(name)
+    for number, rank in ranks.items():
+        real, simulated = (
+            held_at(each, point(place, START), point(place, moment))
+            for each in (rank.real, rank.simulated)
+        )
+        assert simulated == real, f"rank {number}"
+        assert any(real.values())
