@@ -72,19 +72,19 @@ class TestSearch:
 
     def test_a_floor_spares_tries(self) -> None:
         """The layout excludes all below 5, where it fits: one try is enough."""
-        found, order = search(lambda gpus: 4 + 100 / gpus, Lower(lambda gpus: 3.9 + 100 / gpus))
+        found, order = search(lambda gpus: 4 + 100 / gpus, lower(lambda gpus: 3.9 + 100 / gpus))
         assert found.fewest is not None and found.fewest.rung == 5
         assert order == [5]
         assert found.next_is_bound
 
     def test_a_floor_that_is_low(self) -> None:
-        found, order = search(lambda gpus: 14 + 100 / gpus, Lower(lambda gpus: 100 / gpus))
+        found, order = search(lambda gpus: 14 + 100 / gpus, lower(lambda gpus: 100 / gpus))
         assert found.fewest is not None and found.fewest.rung == 10
         assert order == [5, 10, 9]
 
     def test_a_floor_that_is_too_much(self) -> None:
         """What no number of GPUs takes off is seen without a simulation."""
-        found, order = search(lambda gpus: 40, Lower(lambda gpus: 30))
+        found, order = search(lambda gpus: 40, lower(lambda gpus: 30))
         assert found.fewest is None
         assert found.stays == {Category.WEIGHT: 30 * GIB}
         assert order == []
@@ -100,7 +100,7 @@ class TestSearch:
         def peak(gpus: int) -> float:
             return max(stays + shared / gpus, min(23.9, bend) + shared / 2 / gpus)
 
-        floor = None if share is None else Lower(lambda gpus: share * shared / gpus)
+        floor = None if share is None else lower(lambda gpus: share * shared / gpus)
         found, order = search(peak, floor)
         fitting = [gpus for gpus in range(1, MOST + 1) if int(peak(gpus) * GIB) <= 24 * GIB]
         assert (found.fewest and found.fewest.rung) == (fitting[0] if fitting else None)
@@ -115,7 +115,7 @@ class TestSearch:
         assert (found.failed, found.refused) == ("", "a package is missing")
 
 
-def Lower(size: SIZES) -> Floor:
+def lower(size: SIZES) -> Floor:
     """A floor that says so many GiB."""
 
     def bytes_at(gpus: int, rank: int = 0) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobCommand",
     "asked_ranks",
+    "asked_stage",
     "asked_variant",
     "chosen_gpu",
     "command",
@@ -119,8 +120,9 @@ def split_job(
 )  # fmt: skip
 @click.option(
     "--zero",
-    type=click.IntRange(0, 3),
-    help="Under DeepSpeed with this stage of ZeRO: a script that uses DeepSpeed, or --model.",
+    metavar="STAGE",
+    help="Under DeepSpeed with this stage of ZeRO, 0 to 3: a script that uses DeepSpeed, or --model. "
+    "With --fit, several: 1,2,3.",
 )
 @click.option("--fsdp", is_flag=True, help="Under PyTorch's fully_shard, with --model.")
 @click.option(
@@ -158,6 +160,13 @@ def split_job(
     help="Find the largest built-in model of the family of --model that fits on the card.",
 )
 @click.option(
+    "--fit",
+    "what",
+    flag_value="fit",
+    help="Find the fewest GPUs on which the job fits, for each --optimizer (several, with commas) under "
+    "each --zero stage and --fsdp.  [default: all of them, with --model]",
+)
+@click.option(
     "--multiple-of",
     type=click.IntRange(min=1),
     help="Of batches or tokens, try multiples of this only.  [default: 1, for tokens 64]",
@@ -175,7 +184,7 @@ def command(
     no_retain_grad: bool,
     world_size: int | None,
     rank: int,
-    zero: int | None,
+    zero: str | None,
     fsdp: bool,
     steps: int,
     settings: str | None,
@@ -193,11 +202,15 @@ def command(
     memlens plan --gpu "RTX 4090" train.py --batch-size 8
     memlens plan --model llama-7b --optimizer galore-adamw8bit --no-retain-grad --batch 1x256 --dtype bf16
     memlens plan --max-batch --gpu "RTX 4090" train.py --batch-size {}
+    memlens plan --fit --gpu "A100 80GB" --model llama-7b --batch 1x2048 --dtype bf16 --checkpointing
 
     It runs on tensors without data, against a model of PyTorch's CUDA allocator. What it prints of a loss
     or any other value is made up.
     """  # noqa: D301  \b is for click
     from memlens.catalogue.gpus import GPUS
+    from memlens.catalogue.variant import AS_IS
+    from memlens.cli.compare import split_names
+    from memlens.cli.sharding import asked_modes
     from memlens.planning.plan import make_plan
     from memlens.planning.progress import planning
     from memlens.planning.simulate import DEFAULT_GPU, simulate
@@ -205,10 +218,29 @@ def command(
 
     words, literal = ctx.meta["memlens.job"]
     card = chosen_gpu(gpu, capacity)
-    variant = asked_variant(optimizer, no_retain_grad)
     recording = () if stacks else ("--no-stacks",)
-    ranks = asked_ranks(world_size, rank, literal, is_sharded=zero is not None or fsdp)
-    words = sharded_words(words, model, ranks, zero, fsdp=fsdp)
+    if what == "fit":
+        from memlens.cli.fit import fit
+
+        for option, value in (("--world-size", world_size), ("--multiple-of", multiple_of)):
+            if value is not None:
+                raise click.UsageError(f"--fit finds the number of GPUs; leave {option} out")
+        fit(
+            words,
+            literal,
+            model,
+            asked_modes(zero, fsdp),
+            [asked_variant(name, no_retain_grad) for name in split_names([optimizer or AS_IS])],
+            simulated_runner(card, steps, settings, recording),
+            out,
+            fresh=fresh,
+            as_json=as_json,
+        )
+        return
+    variant = asked_variant(optimizer, no_retain_grad)
+    stage = asked_stage(zero)
+    ranks = asked_ranks(world_size, rank, literal, is_sharded=stage is not None or fsdp)
+    words = sharded_words(words, model, ranks, stage, fsdp=fsdp)
     runner = simulated_runner(card, steps, settings, recording, ranks)
     if what is not None:
         behind = None if literal is None else tuple(literal)
@@ -233,6 +265,22 @@ def command(
             tell=tell,
         )
     _print(make_plan(result, card, ranks), rollup=rollup, as_json=as_json)
+
+
+def asked_stage(zero: str | None) -> int | None:
+    """The one stage of ZeRO that was asked for; None: none was.
+
+    Raises:
+        UsageError: it is none, or there are several.
+    """
+    from memlens.catalogue.combinations import read_stages
+
+    if zero is None:
+        return None
+    modes = read_stages(zero)
+    if len(modes) > 1:
+        raise click.UsageError(f"--zero {zero} names several stages, which goes with --fit only")
+    return modes[0].stage
 
 
 def asked_ranks(

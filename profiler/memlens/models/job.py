@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["check", "main"]
+__all__ = ["check", "main", "read_options"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line; None takes that of the process.
     """
     try:
-        _train(_options(arguments))
+        _train(read_options(arguments))
     except MemlensError as error:
         print(f"memlens: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -46,7 +46,7 @@ def check(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: it is not.
     """
-    options = _options(arguments)
+    options = read_options(arguments)
     _batch(options)
     _check_sharding(options)
 
@@ -80,7 +80,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help lists the options)")
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read a command line; loads no torch.
+
+    Raises:
+        UsageError: there are no such options.
+    """
     parser = _Parser(
         prog="python -m memlens.models.job",
         description="Train a built-in model with AdamW on one random batch.",
