@@ -38,7 +38,7 @@ from memlens_integrations.deepspeed_stage3 import (
 __all__ = ["DeepSpeedAdapter"]
 
 _COMMUNICATION = (
-    "reduction without ZeRO",
+    "reduction of whole gradients",
     "reduction in stages 1 and 2",
     "reduction in stage 3",
     "reduction of a bucket in stage 3",

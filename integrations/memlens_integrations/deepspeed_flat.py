@@ -72,15 +72,15 @@ def holdings_of_flat(private: Private, optimizer: Any) -> Iterator[Holding]:
         )
     yield from _gradients(private, optimizer, partitions)
     yield from buckets(read("ipg_buckets"))
-    for name, text in (
-        ("param_buffer_of_bit16_for_cpu_offload_groups", "offload buffer of weights"),
-        ("temp_grad_buffer_for_cpu_offload", "offload buffer of gradients"),
-        ("temp_grad_buffer_for_gpu_offload", "offload buffer of gradients"),
-        ("_muon_allgather_buffers", "all-gather buffer of Muon"),
+    for name, category, text in (
+        ("param_buffer_of_bit16_for_cpu_offload_groups", Category.COMMUNICATION, "updated weights"),
+        ("temp_grad_buffer_for_cpu_offload", Category.GRADIENT, "staged gradient"),
+        ("temp_grad_buffer_for_gpu_offload", Category.GRADIENT, "staged gradient"),
+        ("_muon_allgather_buffers", Category.COMMUNICATION, "all-gather buffer of Muon"),
     ):
         for tensor in tensors_of(read(name)):
-            yield Holding(tensor, Category.COMMUNICATION, text)
-    yield from norm_of(read("_global_grad_norm"))
+            yield Holding(tensor, category, text)
+    yield from norms(read("_global_grad_norm"), read("norm_for_param_grads"))
 
 
 def _partitions(private: Private, optimizer: Any) -> dict[int, tuple[Piece, ...]]:
@@ -173,10 +173,10 @@ def buckets(found: Any) -> Iterator[Holding]:
         yield Holding(tensor, Category.COMMUNICATION, f"reduce bucket {number}")
 
 
-def norm_of(found: Any) -> Iterator[Holding]:
-    """The norm of the last gradients, a number of which some versions make a tensor."""
+def norms(*found: Any) -> Iterator[Holding]:
+    """Norms of the last gradients; numbers, of which some are kept as tensors."""
     for tensor in tensors_of(found):
-        yield Holding(tensor, Category.OPTIMIZER_TEMPORARY, "norm of the gradients")
+        yield Holding(tensor, Category.OPTIMIZER_TEMPORARY, "norm of gradients")
 
 
 def tensors_of(found: Any) -> Iterator[Tensor]:
@@ -219,7 +219,7 @@ def holdings_of_bf16(private: Private, optimizer: Any) -> Iterator[Holding]:
         yield Holding(
             gradients, Category.GRADIENT, f"flat gradients of group {number}", pieces=pieces
         )
-    yield from norm_of(private.read("bf16", optimizer, "_global_grad_norm"))
+    yield from norms(private.read("bf16", optimizer, "_global_grad_norm"))
 
 
 # -- stage 0 with master weights -------------------------------------------------------------------
@@ -245,4 +245,4 @@ def holdings_of_fp16(private: Private, optimizer: Any, kind: str) -> Iterator[Ho
         yield Holding(
             master, Category.MASTER_WEIGHT, f"master weights of group {number}", pieces=pieces
         )
-    yield from norm_of(private.read(kind, optimizer, "_global_grad_norm"))
+    yield from norms(private.read(kind, optimizer, "_global_grad_norm"))

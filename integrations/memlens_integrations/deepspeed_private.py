@@ -89,10 +89,11 @@ READS: dict[str, dict[str, Read]] = {
             _COMMUNICATION,
             "updated weights to send",
         ),
-        ("temp_grad_buffer_for_cpu_offload?", _COMMUNICATION, "a gradient, to be sent"),
-        ("temp_grad_buffer_for_gpu_offload?", _COMMUNICATION, "a gradient that was received"),
+        ("temp_grad_buffer_for_cpu_offload?", _GRADIENT, "a gradient on its way to the host"),
+        ("temp_grad_buffer_for_gpu_offload?", _GRADIENT, "a gradient on its way back"),
         ("_muon_allgather_buffers?", _COMMUNICATION, "partitions that Muon gathers"),
         ("_global_grad_norm?", _TEMPORARY, "norm of the last gradients"),
+        ("norm_for_param_grads?", _TEMPORARY, "norms of offloaded gradients"),
         ("bit16_groups", None, "parameters of each group"),
         ("round_robin_bit16_groups", None, "the same, as they lie in the flat weights"),
         ("round_robin_bit16_offsets?", None, "where each of them begins"),
@@ -122,6 +123,7 @@ READS: dict[str, dict[str, Read]] = {
         ("fp16_partitioned_groups_flat", _WEIGHT, "the same, by sub-groups"),
         ("_muon_allgather_buffers?", _COMMUNICATION, "partitions that Muon gathers"),
         ("_global_grad_norm?", _TEMPORARY, "norm of the last gradients"),
+        ("norm_for_param_grads?", _TEMPORARY, "norms of offloaded gradients"),
         ("fp16_groups", None, "parameters of each sub-group, in the order of their partitions"),
     ),
     "partitioned": _reads(
@@ -184,7 +186,9 @@ CALLS: dict[str, tuple[str, ...]] = {
         "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3."
         f"{_STAGE_3}__avg_scatter_contiguous_grads",
     ),
-    "reduction without ZeRO": ("deepspeed.runtime.engine:DeepSpeedEngine.allreduce_and_copy",),
+    "reduction of whole gradients": (
+        "deepspeed.runtime.engine:DeepSpeedEngine.allreduce_and_copy",
+    ),
     "gathering of updated weights in stages 1 and 2": (
         "deepspeed.runtime.zero.stage_1_and_2:all_gather_dp_groups",
     ),

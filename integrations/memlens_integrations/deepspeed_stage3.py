@@ -14,7 +14,7 @@ import torch
 
 from memlens.adapters import Holding, Piece
 from memlens.events import Category
-from memlens_integrations.deepspeed_flat import buckets, norm_of, rank_in, tensors_of
+from memlens_integrations.deepspeed_flat import buckets, norms, rank_in, tensors_of
 from memlens_integrations.deepspeed_private import Private
 
 __all__ = ["gathered", "holdings_of_gather", "holdings_of_module", "holdings_of_stage_3"]
@@ -53,7 +53,7 @@ def holdings_of_stage_3(private: Private, optimizer: Any) -> Iterator[Holding]:
     yield from buckets(read("ipg_buckets"))
     for tensor in tensors_of(read("_muon_allgather_buffers")):
         yield Holding(tensor, Category.COMMUNICATION, "all-gather buffer of Muon")
-    yield from norm_of(read("_global_grad_norm"))
+    yield from norms(read("_global_grad_norm"), read("norm_for_param_grads"))
 
 
 def holdings_of_module(private: Private, module: torch.nn.Module) -> Iterator[Holding]:
