@@ -17,6 +17,7 @@ from memlens.disk.headers import RUN_FIELDS, read_header
 from memlens.disk.lazy import RankFolder
 from memlens.disk.numbering import Claim, number_ranks
 from memlens.errors import CaptureError
+from memlens.options import is_url
 from memlens.rank import RankCapture
 
 __all__ = ["Capture", "RankCapture", "Unreadable", "load"]
@@ -33,7 +34,7 @@ class Unreadable:
 
 
 def load(run: str | os.PathLike[str]) -> Capture:
-    """Open a run's folder.
+    """Open a run: its folder, or a URL that fsspec reaches, from which it is copied into a cache.
 
     A rank's streams are read when it is first asked something; with thousands of ranks, `release` each
     after it. Where there is one rank only, it is read at once.
@@ -42,6 +43,10 @@ def load(run: str | os.PathLike[str]) -> Capture:
         CaptureError: it is not a capture, is damaged, holds no rank that can be read, or has another
             version. (Of several ranks, a damaged one raises when it is asked.)
     """
+    if is_url(run):
+        from memlens.disk.remote import fetch_run
+
+        run = fetch_run(str(run))
     folder = Path(run)
     if not os.path.isdir(folder):
         raise CaptureError(f"no such run folder: {folder}")
@@ -85,7 +90,7 @@ class Capture:
         ranks = sorted(ranks, key=lambda rank: rank.header["started_ns"])
         first = ranks[0].header
         numbered = number_ranks(
-            [_claim(rank.header, len(ranks)) for rank in ranks],
+            [_claim(rank.header) for rank in ranks],
             [each.rank for each in unreadable if each.rank is not None],
         )
         captures = [
@@ -106,7 +111,7 @@ class Capture:
             name=folder.absolute().name,
             format_version=header["version"],
             source=first["source"],
-            world_size=numbered.world_size,
+            world_size=numbered.world_size or len(ranks),
             command=tuple(header["command"]),
             created_ns=header["created_ns"],
             torch_version=first["torch"],
@@ -131,10 +136,10 @@ class Capture:
         raise CaptureError(f"{self.path} holds no rank {number}, only {held}")
 
 
-def _claim(header: dict[str, Any], ranks: int) -> Claim:
+def _claim(header: dict[str, Any]) -> Claim:
     """What a process said of itself."""
     if header["source"] == "simulated":  # those that were simulated stand for all
-        return Claim(header["rank"], ranks)
+        return Claim(header["rank"], 0)
     return Claim(
         header["rank"], header["world_size"], header.get("launch"), header.get("restart") or 0
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memlens.errors import UsageError
 
-__all__ = ["DEFAULT_STACK_DEPTH", "Options", "is_disabled", "parse_steps"]
+__all__ = ["DEFAULT_STACK_DEPTH", "Options", "is_disabled", "is_url", "parse_steps"]
 
 DEFAULT_STACK_DEPTH = 32
 DEVICES = ("auto", "cpu", "cuda", "simulated")
@@ -32,6 +32,10 @@ class Options:
 
     out: Path | None = None
     """The run's folder; None chooses `memlens-runs/<time>-<name>`."""
+    upload: str | None = None
+    """Where each rank's folder is copied to when it closes: a URL that fsspec reaches."""
+    join: bool = False
+    """The run may be there already: other hosts start the same job."""
     name: str | None = None
     """Ends the name of the folder that is chosen; None takes the script's."""
     first_step: int = 0
@@ -65,6 +69,12 @@ class Options:
                 "--oom-only waits for CUDA to run out of memory, so it goes with --device cuda or auto"
             )
 
+    def with_out(self, out: str | os.PathLike[str]) -> Options:
+        """Options with another place for the run: a folder, or a URL to which it is copied."""
+        if is_url(out):
+            return replace(self, out=None, upload=str(out))
+        return replace(self, out=Path(out), upload=None)
+
     @property
     def starts_late(self) -> bool:
         """Recording begins only after some steps."""
@@ -79,6 +89,7 @@ class Options:
             "MEMLENS_STACK_DEPTH": str(self.stack_depth),
             "MEMLENS_DEVICE": self.device,
             "MEMLENS_OOM_ONLY": "1" if self.oom_only else "0",
+            **({"MEMLENS_UPLOAD": self.upload} if self.upload else {}),
         }
 
     @classmethod
@@ -98,9 +109,8 @@ class Options:
             if text not in _TRUE | _FALSE:
                 raise UsageError(f"{name} must be 1 or 0, not {text!r}")
             flags[name] = text in _TRUE
-        out = environment.get("MEMLENS_OUT")
-        return cls(
-            out=Path(out) if out else None,
+        options = cls(
+            upload=environment.get("MEMLENS_UPLOAD") or None,
             first_step=first,
             last_step=last,
             stacks=flags["MEMLENS_STACKS"],
@@ -109,6 +119,14 @@ class Options:
             device=environment.get("MEMLENS_DEVICE") or "auto",
             disabled=is_disabled(environment),
         )
+        if options.upload is None and (out := environment.get("MEMLENS_OUT")):
+            options = options.with_out(out)
+        return options
+
+
+def is_url(out: str | os.PathLike[str]) -> bool:
+    """Whether a place is one that fsspec reaches (`s3://bucket/run`), and not a folder."""
+    return isinstance(out, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", out) is not None
 
 
 def is_disabled(environment: Mapping[str, str]) -> bool:

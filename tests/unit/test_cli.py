@@ -27,7 +27,10 @@ HEAVY = {
 }  # fmt: skip
 
 FROZEN_COMMANDS = {
-    "run": {"--out", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device", "--oom-only"},
+    "run": {
+        "--out", "--join", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device",
+        "--oom-only",
+    },
     "import": {"--out"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "compare": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
@@ -60,8 +59,15 @@ class _RunCommand(click.Command):
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
-    help="Output folder; must not exist. [default: memlens-runs/<time>-<name>]",
+    metavar="PATH|URL",
+    help="Output folder; must not exist. Or a URL (s3://…) to which each rank copies its own when it "
+    "ends. [default: memlens-runs/<time>-<name>]",
+)
+@click.option(
+    "--join",
+    is_flag=True,
+    help="The folder may be there: this host is one of several that start the job. [default: on where "
+    "the command names several hosts]",
 )
 @click.option("--steps", help="Training steps to record: 3:8 for steps 3 to 7. [default: all]")
 @click.option(
@@ -86,7 +92,8 @@ class _RunCommand(click.Command):
 @click.pass_context
 def command(
     ctx: click.Context,
-    out: Path | None,
+    out: str | None,
+    join: bool,
     steps: str | None,
     stacks: bool | None,
     stack_depth: int | None,
@@ -105,13 +112,22 @@ def command(
     """  # noqa: D301  \b is for click
     from memlens.launch.command import become, parse_job
     from memlens.launch.environment import job_environment
+    from memlens.launch.hosts import names_several_hosts
     from memlens.options import Options, parse_steps
 
     words, module, literal = ctx.meta["memlens.job"]
     job = parse_job(words, module=module, literal=literal)
     options = Options.from_environment()
     if out is not None:
-        options = replace(options, out=out)
+        options = options.with_out(out)
+    join = join or names_several_hosts(words)
+    if join and options.out is None and options.upload is None:
+        click.echo(
+            "memlens: each host will have a run of its own, as none is named that all of them share; "
+            "name one with --out",
+            err=True,
+        )
+    options = replace(options, join=join)
     if steps is not None:
         first, last = parse_steps(steps)
         options = replace(options, first_step=first, last_step=last)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlens.errors import UsageError
+from memlens.options import is_url
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
@@ -26,6 +27,8 @@ def open_run(path: str) -> Capture:
     import memlens
 
     folder = Path(path)
+    if is_url(path):
+        return memlens.load(path)
     if not os.path.exists(path):
         raise UsageError(f"there is no run {path}; memlens run TRAIN.py makes one")
     if runs := _runs_in(folder):

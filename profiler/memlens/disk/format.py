@@ -114,7 +114,8 @@ def codes(enum: type[Enum]) -> dict[str, int]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old or the new content, never half of one."""
     text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, default=str)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the pid: processes of several hosts, or containers, may write to one folder.
+    partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)

@@ -11,6 +11,14 @@ from pathlib import Path
 from time import time_ns
 
 from memlens import __version__
+from memlens.disk.format import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    RANK_FILE,
+    RUN_FILE,
+    read_json,
+    write_json,
+)
 from memlens.errors import OutputExistsError, UsageError
 from memlens.options import Options
 
@@ -20,7 +28,7 @@ DEFAULT_FOLDER = "memlens-runs"
 
 
 def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
-    """Make the folder of a new run, with its `run.json`.
+    """Make the folder of a new run, with its `run.json`; or join it, if another host has made it.
 
     Args:
         options: their `out` is the folder; None chooses one under `memlens-runs`.
@@ -40,12 +48,17 @@ def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
         if wanted is None:
             folder = _make_new(parent, options.name or _name_of(command))
         else:
-            folder = _make_given(Path(wanted).absolute())
-        _write_header(folder, command)
+            folder = _make_given(Path(wanted).absolute(), join=options.join)
+        if not (folder / RUN_FILE).exists():
+            _write_header(folder, command)
     except OSError as error:
         raise UsageError(
             f"cannot make the output folder {wanted or parent}: {error.strerror}"
         ) from error
+    if options.upload is not None:
+        from memlens.disk.remote import claim_remote_run
+
+        claim_remote_run(options.upload, folder, join=options.join)
     return folder
 
 
@@ -57,7 +70,7 @@ def plan_run(options: Options, *, command: tuple[str, ...]) -> Path:
     """
     if options.out is not None:
         folder = options.out.absolute()
-        if folder.exists():
+        if folder.exists() and not (options.join and _is_joinable(folder)):
             raise OutputExistsError(_exists(folder))
         return folder
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{options.name or _name_of(command)}"
@@ -70,16 +83,12 @@ def open_planned(folder: Path, *, command: tuple[str, ...]) -> None:
     Raises:
         OSError: it can not be made.
     """
-    from memlens.disk.format import RUN_FILE
-
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN_FILE).exists():
         _write_header(folder, command)
 
 
 def _write_header(folder: Path, command: tuple[str, ...]) -> None:
-    from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, RUN_FILE, write_json
-
     write_json(
         folder / RUN_FILE,
         {
@@ -102,13 +111,31 @@ def _exists(folder: Path) -> str:
     )
 
 
-def _make_given(folder: Path) -> Path:
+def _make_given(folder: Path, *, join: bool) -> Path:
     try:
         folder.mkdir()
     except FileExistsError:
-        if not folder.is_dir() or any(folder.iterdir()):  # else there is nothing to overwrite
+        is_free = folder.is_dir() and not any(folder.iterdir())  # there is nothing to overwrite
+        if not is_free and not (join and _is_joinable(folder)):
             raise OutputExistsError(_exists(folder)) from None
     return folder
+
+
+def _is_joinable(folder: Path) -> bool:
+    """Whether a folder is that of a run which another host has just begun.
+
+    Ranks of one job end together, so a run of which one has ended in good order is an earlier one.
+    """
+    if not (folder / RUN_FILE).exists():  # it writes that at once, so this is another folder
+        return False
+    for path in folder.glob(f"*/{RANK_FILE}"):
+        try:
+            header, _ = read_json(path)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if header.get("closed") and header.get("error") is None:
+            return False
+    return True
 
 
 def _make_new(parent: Path, name: str) -> Path:

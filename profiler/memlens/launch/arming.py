@@ -41,7 +41,7 @@ def start_session(run: Path, *, wait: bool, on_step: Callable[[int], None] | Non
 
 def _stop_with_process(session: Session) -> None:
     if current_session() is session:
-        multiprocessing.util.Finalize(None, session.stop, exitpriority=100)
+        multiprocessing.util.Finalize(None, session.stop_at_exit, exitpriority=100)
 
 
 def _announce(session: Session) -> None:
@@ -52,7 +52,7 @@ def _announce(session: Session) -> None:
     if len(ranks) == 1 or (session.trains and ranks):
         print(
             f"memlens: recorded {session.events:,} events; read them with: "
-            f"memlens report {_short(session.run)}",
+            f"memlens report {session.url or _short(session.run)}",
             file=sys.stderr,
         )
 

@@ -27,7 +27,7 @@ SHARDING = "MEMLENS_SHARDING"
 PLAN = "MEMLENS_PLAN"
 
 VARIABLES = {
-    "MEMLENS_OUT": "output folder, as --out",
+    "MEMLENS_OUT": "output folder or URL, as --out",
     "MEMLENS_STEPS": "steps to record, as --steps",
     "MEMLENS_STACKS": "0: no Python stacks, as --no-stacks",
     "MEMLENS_STACK_DEPTH": "innermost Python frames kept, as --stack-depth",
@@ -37,6 +37,7 @@ VARIABLES = {
     "MEMLENS_DISABLE": "1: record nothing; `memlens run` merely runs the job",
     "MEMLENS_DEBUG": "1: show tracebacks of memlens' own faults",
     "MEMLENS_RUN": "set for the job: the run's folder",
+    "MEMLENS_UPLOAD": "set for the job: the URL to which each rank's folder is copied",
     "MEMLENS_MAIN_PID": "set for the job: the process that is recorded from its first line on",
     "MEMLENS_VARIANT": "set by `memlens compare`: the optimizer that takes the place of the job's",
     "MEMLENS_PLAN": "set by `memlens plan`: the card to simulate, and where to stop",
@@ -63,6 +64,7 @@ def job_environment(
     job = dict(environment)
     job.update(options.to_environment())
     job["PYTHONPATH"] = inject if not old else f"{inject}{os.pathsep}{old}"
+    job.pop("MEMLENS_OUT", None)  # it may be the place where the run is, and it is not asked again
     job[RUN] = str(run)
     if main:
         job[MAIN_PID] = str(os.getpid())

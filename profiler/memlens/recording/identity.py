@@ -6,7 +6,13 @@ import multiprocessing
 import os
 import sys
 
-__all__ = ["find_rank", "is_loader_worker", "is_multiprocessing_child"]
+__all__ = [
+    "find_launch",
+    "find_rank",
+    "is_loader_worker",
+    "is_multiprocessing_child",
+    "uncaught_error",
+]
 
 
 def find_rank() -> tuple[int | None, int]:
@@ -23,6 +29,20 @@ def find_rank() -> tuple[int | None, int]:
         return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     except (KeyError, ValueError):
         return (None if is_multiprocessing_child() else 0), 1
+
+
+def find_launch() -> tuple[str | None, int]:
+    """Which start of the job this is: torchrun's name for it, and how often it has started it again."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return os.environ.get("TORCHELASTIC_RUN_ID"), int(restart) if restart.isdecimal() else 0
+
+
+def uncaught_error() -> BaseException | None:
+    """What ends this process: the interpreter notes it before it calls exit handlers."""
+    if hasattr(sys, "ps1"):  # somebody's prompt, which goes on after an error
+        return None
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return error if isinstance(error, BaseException) else None
 
 
 def is_multiprocessing_child() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlens.options import Options, parse_steps
@@ -43,7 +42,8 @@ def profile(
     Args:
         model: one or several models whose names come first when there are others.
         optimizer: one or several optimizers.
-        out: the run's folder; must not exist. Default: `memlens-runs/<time>-<name>`.
+        out: the run's folder; must not exist. Or a URL (`s3://...`) to which it is copied when it is
+            complete. Default: `memlens-runs/<time>-<name>`.
         name: ends the name of that default folder. Default: the script's name.
         steps: which training steps to record, `"3:8"` or `(3, 8)` for steps 3 to 7. Default: all.
         stacks: whether to record the Python stack of each allocation. Default: yes.
@@ -57,7 +57,7 @@ def profile(
     """
     options = Options.from_environment()
     if out is not None:
-        options = replace(options, out=Path(out))
+        options = options.with_out(out)
     if name is not None:
         options = replace(options, name=name)
     if steps is not None:

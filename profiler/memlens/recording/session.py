@@ -18,7 +18,9 @@ import torch
 
 from memlens import __version__
 from memlens.adapters import Adapters
+from memlens.disk.headers import one_line
 from memlens.disk.runs import create_run, open_planned
+from memlens.disk.upload import Upload
 from memlens.disk.writer import open_rank
 from memlens.errors import MemlensError, SessionActiveError, UsageError
 from memlens.observers.backward import BackwardObserver
@@ -33,7 +35,13 @@ from memlens.observers.out_of_memory import OutOfMemoryObserver
 from memlens.observers.parameters import Parameters
 from memlens.options import Options
 from memlens.recording.heartbeat import Heartbeat
-from memlens.recording.identity import find_rank, is_loader_worker, is_multiprocessing_child
+from memlens.recording.identity import (
+    find_launch,
+    find_rank,
+    is_loader_worker,
+    is_multiprocessing_child,
+    uncaught_error,
+)
 from memlens.recording.names import Names
 from memlens.recording.recorder import Recorder
 from memlens.recording.tail import Tail
@@ -98,6 +106,9 @@ class Session:
         self._undo = ExitStack()
         self._recorder: Recorder | None = None
         self._started = self._stopping = False
+        self._error: BaseException | None = None
+        self._folder: Path | None = None
+        self._upload: Upload | None = None
         self.rank: int | None = None
         """Which rank this process is; None as long as that is not known."""
         self.events = 0
@@ -150,7 +161,7 @@ class Session:
         self._started = True
         if self._recorder is not None:  # else a fault has stopped the session already
             _current = self
-            atexit.register(self.stop)
+            atexit.register(self.stop_at_exit)
         return self
 
     def _install(self, recorder: Recorder) -> None:
@@ -221,10 +232,19 @@ class Session:
         with uninterrupted():
             self._stop(recorder)
 
+    def stop_at_exit(self) -> None:
+        """Stop, as the process ends; and wait until the capture is where it shall be."""
+        self._error = self._error or uncaught_error()
+        self.stop()
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            upload.wait()
+
     def _stop(self, recorder: Recorder) -> None:
         global _current
         self._stopping = True
-        atexit.unregister(self.stop)
+        if not self._options.upload:
+            atexit.unregister(self.stop_at_exit)
         try:
             if recorder.active:
                 self._modules.name_all()
@@ -241,11 +261,22 @@ class Session:
         self.trains = recorder.trains
         self._wind_up(recorder)
         self.events = recorder.events
+        if self._options.upload and self._folder is not None:
+            try:
+                self._upload = Upload(self._folder, self._options.upload)
+            except OSError as error:
+                recorder.complain(f"{self._folder} can not be copied ({error})")
         if self._on_close is not None:
             self._on_close(self)
 
     def _wind_up(self, recorder: Recorder) -> None:
-        for finish in (recorder.stop_source, self._undo.close, self._note_rank, recorder.close):
+        for finish in (
+            recorder.stop_source,
+            self._undo.close,
+            self._note_rank,
+            self._note_error,
+            recorder.close,
+        ):
             try:
                 finish()
             except Exception as error:
@@ -260,12 +291,18 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._error = error
         self.stop()
 
     @property
     def run(self) -> Path | None:
         """The run's folder; None when recording is switched off by MEMLENS_DISABLE."""
         return self._run
+
+    @property
+    def url(self) -> str | None:
+        """Where the run is copied to; None: nowhere."""
+        return self._options.upload
 
     @property
     def capture(self) -> Capture:
@@ -352,9 +389,12 @@ class Session:
         elif self._options.oom_only:
             open_planned(self._run, command=tuple(sys.argv))
         self.rank, world_size = find_rank()
+        launch, restart = find_launch()
         header: dict[str, object] = {
             "rank": self.rank,
             "world_size": world_size,
+            "launch": launch,
+            "restart": restart,
             "source": self._source.name,
             "devices": list(self._source.devices),
             **self._source.header(),
@@ -373,7 +413,9 @@ class Session:
             "problems": recorder.problems,
             "notes": self._source.notes,
         }
-        recorder.open(open_rank(self._run, self.rank, header))
+        writer = open_rank(self._run, self.rank, header)
+        self._folder = writer.folder
+        recorder.open(writer)
         self.is_recorded = True
 
     def _close_early(self) -> None:
@@ -393,12 +435,17 @@ class Session:
             self.rank = rank
             recorder.update_header(rank=rank, world_size=world_size)
 
+    def _note_error(self) -> None:
+        recorder = self._recorder
+        if recorder is not None and recorder.is_open and self._error is not None:
+            recorder.update_header(error=one_line(self._error).strip())
+
     def abandon(self) -> None:
         """Forget the session, in a forked child that is not the process it began in."""
         global _current
         _current = None
         recorder, self._recorder = self._recorder, None
-        atexit.unregister(self.stop)
+        atexit.unregister(self.stop_at_exit)
         if recorder is not None:
             was_recording = recorder.recording
             recorder.abandon()

@@ -50,9 +50,9 @@ def _sentence(summary: RankSummary, last_ns: int) -> str:
     where = f"step {end.place.step}, {end.place.phase.value}"
     if end.place.module:
         where += f", in {end.place.module}"
-    text += f"; what is known of it ends in {where}"
+    text += f"; last seen in {where}"
     if last_ns > end.time_ns:
-        text += f", {format_duration_ns(last_ns - end.time_ns)} before the last rank's"
+        text += f", {format_duration_ns(last_ns - end.time_ns)} before the last rank"
     return text
 
 

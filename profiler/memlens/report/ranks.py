@@ -132,5 +132,5 @@ def total_line(total: Total) -> str:
         return f"All {count(total.ranks, 'rank')} together: {size}, each at its own peak."
     return (
         f"{total.ranks:,} of {count(total.world_size, 'rank')} together: {size}, each at its own peak. "
-        f"The job needs more than that, as far as is known: {'; '.join(total.why_partial)}."
+        f"That is not the whole job: {'; '.join(total.why_partial)}."
     )
