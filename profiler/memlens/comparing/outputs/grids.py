@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from memlens.report.ink import Ink
 
 __all__ = [
+    "BYTES_WIDTH",
+    "GAP",
     "NARROW",
     "REUSED_MARK",
+    "SHORT_NAME",
     "Ran",
     "categories_grids",
     "name_cell",

@@ -9,7 +9,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from memlens.catalogue.combinations import ShardingMode
-from memlens.comparing.outputs.grids import Ran, right, rows_grids
+from memlens.comparing.outputs.grids import (
+    BYTES_WIDTH,
+    GAP,
+    SHORT_NAME,
+    Ran,
+    name_cell,
+    names_width,
+    right,
+    rows_grids,
+)
 from memlens.report.tables import make_table
 from memlens.report.text import plain
 from memlens.units import format_bytes
@@ -18,23 +27,38 @@ if TYPE_CHECKING:
     from memlens.comparing.results import Comparison, PeakResult, RankResult, Result
     from memlens.palette import Series
 
-__all__ = ["matrix_grid", "ranks_grids"]
+__all__ = ["matrix_grids", "ranks_grids"]
 
 _SHOWN = 4
 """Of more ranks that differ, those with the highest and the lowest peak are shown."""
 
 
-def matrix_grid(comparison: Comparison) -> Table | None:
-    """The peak of every optimizer under every kind of sharding; None: there is but one kind, or none."""
+def matrix_grids(comparison: Comparison, *, width: int) -> list[Table]:
+    """The peak of every optimizer under every kind of sharding; nothing, where there are no two kinds.
+
+    Kinds that do not fit into one table are in further ones.
+    """
     modes = list(dict.fromkeys(each.sharding for each in comparison.results if each.sharding))
     if len(modes) < 2:
-        return None
+        return []
+    optimizers = list(dict.fromkeys(each.optimizer for each in comparison.results))
+    name_width = names_width([plain(each) for each in optimizers], max(SHORT_NAME, width // 3))
+    per_table = max(1, (width - max(name_width, len("optimizer"))) // (GAP + BYTES_WIDTH))
+    return [
+        _matrix(comparison, optimizers, modes[start : start + per_table], name_width)
+        for start in range(0, len(modes), per_table)
+    ]
+
+
+def _matrix(
+    comparison: Comparison, optimizers: Sequence[str], modes: Sequence[str], name_width: int
+) -> Table:
     cells = {(each.optimizer, each.sharding): each for each in comparison.results}
     titles = [ShardingMode(each).title for each in modes]
     table = make_table(Column("optimizer", no_wrap=True), *map(right, titles))
-    for optimizer in dict.fromkeys(each.optimizer for each in comparison.results):
+    for optimizer in optimizers:
         row = [_cell(cells.get((optimizer, mode)), comparison.baseline) for mode in modes]
-        table.add_row(Text(plain(optimizer)), *row)
+        table.add_row(name_cell(plain(optimizer), name_width), *row)
     return table
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memlens.comparing.outputs import grids
 from memlens.comparing.outputs.cards import cards_grid, shortages
-from memlens.comparing.outputs.matrix import matrix_grid, ranks_grids
+from memlens.comparing.outputs.matrix import matrix_grids, ranks_grids
 from memlens.palette import series_of
 from memlens.report.chart import legend
 from memlens.report.ink import Ink
@@ -54,9 +54,10 @@ def print_comparison(
         each for each in series_of(rollup) if any(each.amount(peak.categories) for _, peak in ran)
     ]
     _print_header(comparison, console)
-    if (matrix := matrix_grid(comparison)) is not None:
-        _section(console, "Peak memory of the rank that needs most")
-        console.print(matrix)
+    if matrices := matrix_grids(comparison, width=console.width):
+        _section(console, "Highest rank's peak")
+        for grid in matrices:
+            console.print(grid)
     _section(console, "Peak memory")
     console.print(grids.peaks_grid(comparison, series, ink, width=console.width))
     if series:
@@ -95,7 +96,11 @@ def print_comparison(
             if result.peak is None
         ],
     )
-    notes = [(result.name, note) for result in comparison.results for note in result.notes]
+    names_of: dict[str, list[str]] = {}
+    for result in comparison.results:
+        for note in result.notes:
+            names_of.setdefault(note, []).append(result.name)
+    notes = [(", ".join(names), note) for note, names in names_of.items()]
     _print_sentences(console, "Notes", notes)
 
 

@@ -1,0 +1,144 @@
+"""What is run of a matrix, in which order, and what is refused before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from tests.support.fake_comparison import ok
+
+from memlens.catalogue.combinations import ShardingMode
+from memlens.catalogue.row import Row
+from memlens.catalogue.variant import parse_variant
+from memlens.comparing.compare import compare_trials, sharded_trials
+from memlens.comparing.job import ComparedJob
+from memlens.comparing.on_ray import OnRay
+from memlens.comparing.results import Comparison, Result, Status
+from memlens.comparing.schedule import InTurn, Schedule, Work
+from memlens.comparing.tries import Runner, Tell, Trial
+from memlens.errors import MissingDependencyError
+from memlens.events import Category
+
+UNSHARDED = "the job does not use DeepSpeed"
+
+
+@dataclass
+class FakeRunner:
+    """Runs nothing."""
+
+    refused: frozenset[ShardingMode] = frozenset()
+    """The job cannot do these."""
+    ran: list[str] = field(default_factory=list)
+    device: str = "cpu"
+    simulated: bool = False
+    options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def refusal(self, row: Row) -> str:
+        return ""
+
+    def run(self, trial: Trial, folder: Path, tell: Tell) -> Result:
+        self.ran.append(trial.name)
+        tell("a line")
+        if trial.sharding in self.refused:
+            return Result(trial.name, Status.REFUSED, UNSHARDED, is_hopeless=True)
+        (folder / "run").mkdir()
+        return ok(trial.name, {Category.WEIGHT: len(trial.name)}, run=str(folder / "run"))
+
+
+class Backwards:
+    """Takes all that there is, and gives the last result first."""
+
+    def run(
+        self, work: Iterable[Work], runner: Runner, tell: Tell
+    ) -> Iterator[tuple[Work, Result]]:
+        return reversed(list(InTurn().run(work, runner, tell)))
+
+
+def matrix(*modes: str, optimizers: str = "adamw,galore-adamw") -> list[Trial]:
+    job = ComparedJob(("train.py",), "train", "train.py", processes=2)
+    variants = [parse_variant(name) for name in optimizers.split(",")]
+    return sharded_trials({ShardingMode(mode): job for mode in modes}, variants)
+
+
+def compared(
+    trials: list[Trial], folder: Path, runner: FakeRunner, schedule: Schedule | None = None
+) -> Comparison:
+    return compare_trials(
+        trials,
+        baseline=trials[0].name,
+        shown="train.py",
+        folder=folder,
+        runner=runner,
+        schedule=schedule,
+    )
+
+
+def test_a_combination_that_cannot_work_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    runner = FakeRunner()
+    found = compared(matrix("zero0", "zero2"), tmp_path, runner)
+    assert runner.ran == ["adamw@zero0", "galore-adamw@zero0", "adamw@zero2"]
+    refused = found.result("galore-adamw@zero2")
+    assert refused.status is Status.REFUSED
+    assert "GaLore needs matrices" in refused.reason
+    assert (refused.optimizer, refused.sharding) == ("galore-adamw", "zero2")
+    assert [each.name for each in found.results][-1] == "galore-adamw@zero2"
+
+
+def test_what_is_lost_is_a_note(tmp_path: Path) -> None:
+    found = compared(matrix("zero0", "zero1", optimizers="adafactor"), tmp_path, FakeRunner())
+    before, flat = found.results
+    assert before.notes == ()
+    assert "nothing is factored" in flat.notes[0]
+
+
+def test_a_job_that_is_not_sharded_is_tried_once_for_each_kind(tmp_path: Path) -> None:
+    """It runs to its first step; the other stages and optimizers would end there, too."""
+    trials = matrix("zero0", "zero1", "fsdp", optimizers="adamw,lion")
+    runner = FakeRunner(refused=frozenset(ShardingMode) - {ShardingMode.FSDP})
+    found = compared(trials, tmp_path, runner)
+    assert runner.ran == ["adamw@zero0", "adamw@fsdp", "lion@fsdp"]
+    reasons = [each.reason for each in found.results]
+    assert reasons == [UNSHARDED] * 4 + [""] * 2
+
+
+def test_results_stand_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
+    trials = matrix("zero0", "zero1", "zero3", optimizers="adamw,lion")
+    found = compared(trials, tmp_path, FakeRunner(), Backwards())
+    assert [each.name for each in found.results] == [each.name for each in trials]
+
+
+def test_results_are_kept_whatever_the_schedule(tmp_path: Path) -> None:
+    trials = matrix("zero1", "zero3", optimizers="adamw,lion")
+    compared(trials[:3], tmp_path, FakeRunner(), Backwards())
+    runner = FakeRunner()
+    found = compared(trials, tmp_path, runner)
+    assert runner.ran == ["lion@zero3"]
+    assert [each.reused for each in found.results] == [True, True, True, False]
+
+
+def test_another_number_of_processes_is_another_job(tmp_path: Path) -> None:
+    trials = matrix("zero1", optimizers="adamw")
+    compared(trials, tmp_path, FakeRunner())
+    runner = FakeRunner()
+    more = [replace(each, job=replace(each.job, processes=4)) for each in trials]
+    compared(more, tmp_path, runner)
+    assert runner.ran == ["adamw@zero1"]
+
+
+def test_processes_are_started_by_torchrun() -> None:
+    job = matrix("zero1")[0].job
+    assert job.command[:2] == ("--", sys.executable)
+    assert " ".join(job.command[2:]) == (
+        "-m torch.distributed.run --standalone --nproc-per-node 2 train.py"
+    )
+    assert replace(job, processes=0).command == ("train.py",)
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "memlens\[ray\]"'):
+        OnRay("auto")
