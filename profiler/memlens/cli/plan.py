@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from memlens.catalogue.combinations import ShardingMode
     from memlens.catalogue.gpus import Gpu
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobCommand",
+    "asked_mode",
     "asked_ranks",
-    "asked_stage",
     "asked_variant",
     "chosen_gpu",
     "command",
     "planned_job",
-    "sharded_words",
     "simulated_runner",
     "split_job",
 ]
@@ -124,7 +124,11 @@ def split_job(
     help="Under DeepSpeed with this stage of ZeRO, 0 to 3: a script that uses DeepSpeed, or --model. "
     "With --fit, several: 1,2,3.",
 )
-@click.option("--fsdp", is_flag=True, help="Under PyTorch's fully_shard, with --model.")
+@click.option(
+    "--fsdp",
+    is_flag=True,
+    help="Under FSDP: a script that uses it, or --model, whose blocks are wrapped with fully_shard.",
+)
 @click.option(
     "--steps", type=click.IntRange(min=1), default=3, show_default=True,
     help="Training steps to simulate; then the job is ended.",
@@ -207,6 +211,9 @@ def command(
     It runs on tensors without data, against a model of PyTorch's CUDA allocator. What it prints of a loss
     or any other value is made up.
     """  # noqa: D301  \b is for click
+    from dataclasses import replace
+
+    from memlens.catalogue.combinations import cautions
     from memlens.catalogue.gpus import GPUS
     from memlens.catalogue.variant import AS_IS
     from memlens.cli.compare import split_names
@@ -238,18 +245,19 @@ def command(
         )
         return
     variant = asked_variant(optimizer, no_retain_grad)
-    stage = asked_stage(zero)
-    ranks = asked_ranks(world_size, rank, literal, is_sharded=stage is not None or fsdp)
-    words = sharded_words(words, model, ranks, stage, fsdp=fsdp)
+    mode = asked_mode(zero, fsdp, variant)
+    ranks = asked_ranks(world_size, rank, literal, is_sharded=mode is not None)
+    if model is not None and ranks is not None and mode is None:
+        raise click.UsageError("with --model, --world-size needs to know how: --zero or --fsdp")
     runner = simulated_runner(card, steps, settings, recording, ranks)
     if what is not None:
         behind = None if literal is None else tuple(literal)
         ladder = _ladder(what, JobWords(words, behind, model), multiple_of)
-        _print_found(_search(ladder, runner, variant, out, fresh=fresh), as_json=as_json)
+        _print_found(_search(ladder, runner, variant, mode, out, fresh=fresh), as_json=as_json)
         return
     if multiple_of is not None:
         raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
-    job = planned_job(words, literal, model, steps)
+    job = planned_job(words, literal, model, steps, mode)
     folder = _folder(out, job.name)
     with planning(job.shown) as tell:
         result = simulate(
@@ -264,23 +272,31 @@ def command(
             options=recording,
             tell=tell,
         )
-    _print(make_plan(result, card, ranks), rollup=rollup, as_json=as_json)
+    if mode is not None and variant.row is not None:
+        result = replace(result, notes=(*cautions(variant.row, mode), *result.notes))
+    _print(make_plan(result, card, ranks, mode), rollup=rollup, as_json=as_json)
 
 
-def asked_stage(zero: str | None) -> int | None:
-    """The one stage of ZeRO that was asked for; None: none was.
+def asked_mode(zero: str | None, fsdp: bool, variant: Variant) -> ShardingMode | None:
+    """The kind of sharding that was asked for; None: none was.
 
     Raises:
-        UsageError: it is none, or there are several.
+        UsageError: there are several, or the optimizer does not run so.
     """
-    from memlens.catalogue.combinations import read_stages
+    from memlens.catalogue.combinations import refusal
+    from memlens.cli.sharding import asked_modes
 
-    if zero is None:
+    modes = asked_modes(zero, fsdp)
+    if not modes:
         return None
-    modes = read_stages(zero)
     if len(modes) > 1:
-        raise click.UsageError(f"--zero {zero} names several stages, which goes with --fit only")
-    return modes[0].stage
+        names = ", ".join(each.title for each in modes)
+        raise click.UsageError(f"{names}: one plan is of one of them; several go with --fit")
+    row = variant.row
+    reason = "" if row is None else refusal(row, modes[0], no_retain_grad=variant.no_retain_grad)
+    if reason:
+        raise click.UsageError(reason)
+    return modes[0]
 
 
 def asked_ranks(
@@ -299,31 +315,6 @@ def asked_ranks(
         return Ranks(1) if is_sharded else None
     refuse_launcher(literal or ())
     return Ranks(world_size, rank)
-
-
-def sharded_words(
-    words: tuple[str, ...], model: str | None, ranks: Ranks | None, zero: int | None, *, fsdp: bool
-) -> tuple[str, ...]:
-    """Words of a job that shards as was asked.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if fsdp and zero is not None:
-        raise click.UsageError("--zero and --fsdp both spread the training state; give one of them")
-    if model is None:
-        if fsdp:
-            raise click.UsageError(
-                "--fsdp goes with --model; a script says by itself what it wraps with fully_shard"
-            )
-        return words
-    if zero is not None:
-        return (*words, "--zero", str(zero))
-    if fsdp:
-        return (*words, "--fsdp")
-    if ranks is not None:
-        raise click.UsageError("with --model, --world-size needs to know how: --zero or --fsdp")
-    return words
 
 
 def simulated_runner(
@@ -347,19 +338,31 @@ def simulated_runner(
 
 
 def planned_job(
-    words: tuple[str, ...], literal: Sequence[str] | None, model: str | None, steps: int
+    words: tuple[str, ...],
+    literal: Sequence[str] | None,
+    model: str | None,
+    steps: int,
+    mode: ShardingMode | None = None,
 ) -> ComparedJob:
     """From the words of a command line to a job that is simulated.
 
-    A built-in one is told to train on CUDA; a script says so itself.
+    A built-in one is told to train on CUDA; a script says so itself. The same goes for sharding, but
+    that a script's stage of ZeRO is replaced.
 
     Raises:
         UsageError: there is no such job.
     """
     from dataclasses import replace
+    from functools import partial
 
     from memlens.cli.compare import compared_job
+    from memlens.cli.sharding import sharded_jobs
+    from memlens.launch.environment import SHARDING
 
+    if mode is not None:
+        make = partial(planned_job, literal=literal, model=model, steps=steps)
+        job = sharded_jobs([mode], words, make, model, 0)[mode]
+        return replace(job, environment={**job.environment, SHARDING: mode.value})
     behind = None if literal is None else list(literal)
     job = compared_job(words, behind, model)
     if model is None:
@@ -416,7 +419,13 @@ def _ladder(what: str, job: JobWords, multiple: int | None) -> Ladder:
 
 
 def _search(
-    ladder: Ladder, runner: Simulated, variant: Variant, out: Path | None, *, fresh: bool
+    ladder: Ladder,
+    runner: Simulated,
+    variant: Variant,
+    mode: ShardingMode | None,
+    out: Path | None,
+    *,
+    fresh: bool,
 ) -> Found:
     from memlens.comparing.progress import make_progress
     from memlens.comparing.tries import Trial, try_one
@@ -432,7 +441,7 @@ def _search(
 
     def job_at(rung: int) -> ComparedJob:
         asked = ladder.job_at(rung)
-        return planned_job(asked.words, asked.literal, asked.model, runner.steps)
+        return planned_job(asked.words, asked.literal, asked.model, runner.steps, mode)
 
     name = job_at(1).name
     folder = (out or Path(DEFAULT_FOLDER, f"max-{ladder.what}-{name}")).absolute()
@@ -441,7 +450,7 @@ def _search(
         def measure(rung: int) -> Try:
             title = f"{ladder.what} {ladder.label_of(rung)}"
             progress.begin(title)
-            trial = Trial(title, job_at(rung), None if variant.row is None else variant)
+            trial = Trial(title, job_at(rung), None if variant.row is None else variant, mode)
             result = try_one(trial, folder, runner, fresh=fresh, tell=progress.tell)
             progress.end(result)
             return Try(rung, ladder.label_of(rung), result, verdict_on(result, card))

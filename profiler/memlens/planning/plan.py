@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memlens.catalogue.gpus import CONTEXT_BYTES, GPUS, Gpu
+from memlens.comparing.results import Status
 from memlens.errors import SimulationError
 from memlens.planning.ranks import Ranks
 from memlens.planning.simulated import NOTHING_ON_CUDA
@@ -14,6 +15,7 @@ from memlens.planning.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
+    from memlens.catalogue.combinations import ShardingMode
     from memlens.comparing.results import Result
     from memlens.rank import RankCapture
 
@@ -33,6 +35,8 @@ class Plan:
     """Of that card."""
     ranks: Ranks | None = None
     """Which rank it is; None: the only one."""
+    mode: ShardingMode | None = None
+    """How ranks were told to share the training state; None: as the job has it."""
 
     @property
     def allocated_peak_bytes(self) -> int:
@@ -60,6 +64,7 @@ class Plan:
             "optimizer": self.result.name,
             "steps": self.result.steps,
             **({} if self.ranks is None else self.ranks.to_json()),
+            **({} if self.mode is None else {"sharding": self.mode.value}),
             "allocated_peak_bytes": self.allocated_peak_bytes,
             "reserved_peak_bytes": self.reserved_peak_bytes,
             "fragmentation_bytes": self.fragmentation_bytes,
@@ -77,13 +82,19 @@ class Plan:
         return 0 if slack is None else slack.cached_bytes
 
 
-def make_plan(result: Result, gpu: Gpu | None, ranks: Ranks | None = None) -> Plan:
+def make_plan(
+    result: Result,
+    gpu: Gpu | None,
+    ranks: Ranks | None = None,
+    mode: ShardingMode | None = None,
+) -> Plan:
     """Read a simulation, and judge it.
 
     Args:
         result: of `memlens.planning.simulate.simulate`.
         gpu: the card to hold it against; None: none.
         ranks: which rank it is; None: the only one.
+        mode: how ranks were told to share the training state; None: as the job has it.
 
     Raises:
         SimulationError: the job did not come to its end, or trained nothing.
@@ -92,10 +103,11 @@ def make_plan(result: Result, gpu: Gpu | None, ranks: Ranks | None = None) -> Pl
 
     if result.peak is None:
         log = f" (its output is in {Path(result.run).parent})" if result.run else ""
-        raise SimulationError(f"the job failed in simulation: {result.reason}{log}")
+        how = "is refused" if result.status is Status.REFUSED else "failed in simulation"
+        raise SimulationError(f"the job {how}: {result.reason}{log}")
     capture = load(result.run)
     rank = max(capture.ranks, key=lambda each: each.peak().allocated_bytes)
     if not rank.events:
         raise SimulationError(NOTHING_ON_CUDA)
     verdict = None if gpu is None else judge(rank, gpu)
-    return Plan(result, capture, rank, gpu, verdict, ranks)
+    return Plan(result, capture, rank, gpu, verdict, ranks, mode)
