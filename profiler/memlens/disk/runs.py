@@ -8,7 +8,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from time import time_ns
+from time import monotonic, sleep, time_ns
 
 from memlens import __version__
 from memlens.disk.format import (
@@ -25,6 +25,8 @@ from memlens.options import Options
 __all__ = ["DEFAULT_FOLDER", "create_run", "open_planned", "plan_run"]
 
 DEFAULT_FOLDER = "memlens-runs"
+SOON_S = 5
+"""Longer than a shared file system takes to show other hosts what one of them has written."""
 
 
 def create_run(options: Options, *, command: tuple[str, ...]) -> Path:
@@ -126,8 +128,11 @@ def _is_joinable(folder: Path) -> bool:
 
     Ranks of one job end together, so a run of which one has ended in good order is an earlier one.
     """
-    if not (folder / RUN_FILE).exists():  # it writes that at once, so this is another folder
-        return False
+    deadline = monotonic() + SOON_S
+    while not (folder / RUN_FILE).exists():  # it is about to write that, or the folder is another
+        if monotonic() > deadline:
+            return False
+        sleep(0.1)
     for path in folder.glob(f"*/{RANK_FILE}"):
         try:
             header, _ = read_json(path)
