@@ -42,7 +42,7 @@ ZERO: dict[str, dict[str, Any]] = {
     **{f"{stage} bf16 accumulated": config(stage, "bf16", **ACCUMULATE) for stage in (1, 2, 3)},
     **{f"{stage} bf16+fp32": config(stage, "bf16", **FP32_GRADIENTS) for stage in (1, 2, 3)},
 }
-FSDP = ("fp32", "bf16", "unsharded after forward")
+FSDP = ("fp32", "bf16", "unsharded after forward", "FSDP1", "FSDP1 bf16", "FSDP1 SHARD_GRAD_OP")
 
 
 def point(place: int, moment: int) -> int:
@@ -101,11 +101,25 @@ def zero(place: int, settings: dict[str, Any], device: torch.device) -> None:
 
 
 def fsdp(place: int, name: str, device: torch.device) -> None:
-    """Train under `fully_shard`."""
+    """Train under `fully_shard`, or its predecessor."""
+    network = Odd()
+    if name.startswith("FSDP1"):
+        network = _in_fsdp1(network, name, device)
+    else:
+        _fully_shard(network, name, device)
+    optimizer = torch.optim.AdamW(network.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(torch.arange(10, device=device).reshape(2, 5)).backward()
+        marked(place, BACKWARD, device)
+        optimizer.step()
+    marked(place, STEP, device)
+
+
+def _fully_shard(network: nn.Module, name: str, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    network = Odd()
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     }
@@ -116,13 +130,24 @@ def fsdp(place: int, name: str, device: torch.device) -> None:
     for block in network.blocks:
         fully_shard(block, **settings)
     fully_shard(network, **settings)
-    optimizer = torch.optim.AdamW(network.parameters())
-    for _ in range(2):
-        optimizer.zero_grad()
-        network(torch.arange(10, device=device).reshape(2, 5)).backward()
-        marked(place, BACKWARD, device)
-        optimizer.step()
-    marked(place, STEP, device)
+
+
+def _in_fsdp1(network: nn.Module, name: str, device: torch.device) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    settings: dict[str, Any] = {}
+    if name.endswith("bf16"):
+        settings["mixed_precision"] = MixedPrecision(torch.bfloat16, torch.float32)
+        settings["use_orig_params"] = True
+    if name.endswith("SHARD_GRAD_OP"):
+        settings["sharding_strategy"] = ShardingStrategy.SHARD_GRAD_OP
+    return FullyShardedDataParallel(
+        network,
+        auto_wrap_policy=ModuleWrapPolicy({nn.Sequential}),
+        device_id=device,
+        **settings,
+    )
 
 
 def main() -> None:
