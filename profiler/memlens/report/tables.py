@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -218,29 +219,50 @@ def allocations_table(
             _bytes(group.total_bytes),
             ink.swatch(of_category[block.category]),
             category,
-            _what(_named(group), group.name(block.module), when, block.stack, room),
+            _what(
+                group.name(block.name),
+                group.name(block.module),
+                when,
+                block.stack,
+                room,
+                held=_held(group, room),
+            ),
         )
     return table
 
 
-def _named(group: Group[Allocation]) -> str:
-    """The name of a group's blocks; of blocks that several tensors share, also of which."""
-    name, parts = group.name(group.first.name), group.first.parts
+def _held(group: Group[Allocation], room: int) -> str:
+    """Of blocks that several tensors share: how many, the first of them and the last."""
+    parts = group.first.parts
     if not parts:
-        return name
-    last = f" … {group.name(parts[-1].name)}" if len(parts) > 1 else ""
-    held = f"{count(len(parts), 'part')}, {group.name(parts[0].name)}{last}"
-    return f"{name}: {held}" if name != group.name(parts[0].name) else held
+        return ""
+    # The block's name has said already which state of its parameters this is.
+    said = re.match(r"\S+ of ", group.first.name)
+    first, last = (
+        plain(group.name(part.name.removeprefix(said[0] if said else "")))
+        for part in (parts[0], parts[-1])
+    )
+    text = f"{count(len(parts), 'part')}: {first}"
+    if len(parts) == 1:
+        return shorten(text, room)
+    line = f"{text} … {last}"
+    return (
+        line if len(line) <= room else f"{shorten(text, room - 2)} …\n… {shorten(last, room - 2)}"
+    )
 
 
 def _times(number: int) -> Text:
     return Text(f"{number} ×" if number > 1 else "", style="dim")
 
 
-def _what(name: str, module: str, when: str, stack: tuple[Frame, ...], room: int) -> Text:
-    """What a block is; below, dim, when it was made and where."""
+def _what(
+    name: str, module: str, when: str, stack: tuple[Frame, ...], room: int, held: str = ""
+) -> Text:
+    """What a block is; below it what it holds and, dim, when it was made and where."""
     known = plain(name) or (f"in {plain(module)}" if module else "(no name, no module)")
     text = Text(shorten(known, room))
+    if held:
+        text.append(f"\n{held}")
     frames = [frame_text(frame) for frame in user_frames(stack, STACK_FRAMES)]
     # One line if when and the innermost frame fit into it, otherwise two; and as many of the
     # callers as there is room for then.
