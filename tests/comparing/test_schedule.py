@@ -15,7 +15,7 @@ from memlens.catalogue.row import Row
 from memlens.catalogue.variant import parse_variant
 from memlens.comparing.compare import compare_trials, sharded_trials
 from memlens.comparing.job import ComparedJob
-from memlens.comparing.on_ray import OnRay
+from memlens.comparing.on_ray import OnRay, run_there
 from memlens.comparing.results import Comparison, Result, Status
 from memlens.comparing.schedule import InTurn, Schedule, Work
 from memlens.comparing.tries import Runner, Tell, Trial
@@ -136,6 +136,15 @@ def test_processes_are_started_by_torchrun() -> None:
         "-m torch.distributed.run --standalone --nproc-per-node 2 train.py"
     )
     assert replace(job, processes=0).command == ("train.py",)
+
+
+def test_a_machine_of_a_cluster_that_does_not_see_the_script(tmp_path: Path) -> None:
+    job = ComparedJob(("train.py",), "train", "train.py", files=(Path("train.py"),))
+    work = Work(Trial("as-is", job), tmp_path)
+    reason = run_there(work, FakeRunner(), str(tmp_path), {})
+    assert isinstance(reason, str)
+    assert f"does not find {tmp_path / 'train.py'}: " in reason
+    assert "file system that all machines share" in reason
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

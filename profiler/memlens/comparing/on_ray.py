@@ -16,7 +16,7 @@ from memlens.comparing.schedule import Work
 from memlens.comparing.tries import Runner, Tell
 from memlens.errors import MissingDependencyError, UsageError
 
-__all__ = ["OnRay"]
+__all__ = ["OnRay", "run_there"]
 
 _STOP_S = 10
 """How long tasks get to stop their jobs."""
@@ -99,7 +99,7 @@ class OnRay:
     def _start(self, slot: _Slot, work: Work, runner: Runner) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task = self._ray.remote(_run_there).options(
+        task = self._ray.remote(run_there).options(
             num_cpus=slot.cpus,
             num_gpus=slot.gpus,
             max_retries=0,  # its folder is no longer empty
@@ -169,7 +169,7 @@ def _variables() -> dict[str, str | None]:
     return {**ours, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
 
 
-def _run_there(
+def run_there(
     work: Work, runner: Runner, folder: str, variables: Mapping[str, str | None]
 ) -> Result | str:
     """A task: runs on one of the cluster's machines.
