@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.example_jobs import EXAMPLES, run
 
 import memlens
 from memlens.events import Category, WeightKind
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SCRIPTS = Path(sys.executable).parent
 FLOAT32_BYTES = 4
 
 
@@ -113,31 +110,6 @@ class Profiled:
     capture: Path
     leftovers: list[str]
     """What the job and memlens left in the folder that they were started in."""
-
-
-def run(command: list[str], folder: Path, *, one_thread: bool) -> subprocess.CompletedProcess[str]:
-    """Run a command the way a shell in this environment would."""
-    # Options set for the tests' own session must not decide what is recorded here.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEMLENS_")}
-    environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
-    environment["HF_HUB_OFFLINE"] = "1"
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # the sizes below are those of the CPU
-    # Accelerate imports DeepSpeed where it is installed, which otherwise says with a time of day which
-    # device it has found.
-    environment["DS_ACCELERATOR"] = "cpu"
-    if one_thread:
-        # Two processes with two threads each would fight for two cores.
-        environment["OMP_NUM_THREADS"] = "1"
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module", params=EXAMPLE_RUNS, ids=lambda example: example.script[:-3])

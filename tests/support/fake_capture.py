@@ -19,6 +19,7 @@ from memlens.answers import (
     Gauge,
     Growth,
     ModuleUsage,
+    Part,
     Peak,
     Place,
     RunInfo,
@@ -59,6 +60,7 @@ class Block:
     stack: tuple[Frame, ...] = ()
     weight_kind: WeightKind = WeightKind.TRAINABLE
     """Of a weight."""
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass
@@ -203,6 +205,7 @@ class FakeRank:
                 preexisting=False,
                 stack=block.stack,
                 weight_kind=block.weight_kind if block.category is Category.WEIGHT else None,
+                parts=block.parts,
             )
             for block in alive[:top]
         )

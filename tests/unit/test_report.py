@@ -15,7 +15,7 @@ from tests.support.fake_capture import COMPLETE, Block, FakeRank, make_capture
 from tests.support.llama_job import llama_job, make_rank
 from tests.support.small_job import HOSTILE, HOSTILE_SHOWN, small_rank
 
-from memlens.answers import Frame, Growth
+from memlens.answers import Frame, Growth, Part
 from memlens.events import Category, Certainty, Phase
 from memlens.report.payload import payload
 from memlens.report.terminal import make_console, print_report
@@ -176,6 +176,23 @@ def test_a_layer_that_differs_keeps_its_row() -> None:
     text = text_of(make_capture(FakeRank(0, blocks)))
     assert re.search(r"^3 ×  m\.\*\.fc +24 B", text, re.MULTILINE)
     assert re.search(r"^     m\.2\.fc +9 B", text, re.MULTILINE)
+
+
+def test_a_flat_partition_says_whose_elements_it_has() -> None:
+    names = [f"m.layers.{layer}.fc.weight" for layer in range(3)]
+    parts = tuple(Part(f"exp_avg of {name}", "", 4, 4) for name in (*names, "m.layers.3.w[0:9]"))
+    flat = "exp_avg of master partition of group 0"
+    blocks = [
+        Block(16, Category.OPTIMIZER_STATE, 1, None, flat, parts=parts),
+        Block(8, Category.OPTIMIZER_STATE, 2, None, flat, parts=parts[:1]),
+    ]
+    text = text_of(make_capture(FakeRank(0, blocks)))
+
+    lines = [line.rstrip().split("  ")[-1].strip() for line in text.splitlines()]
+    assert lines[lines.index(flat) + 1] == "4 parts: m.layers.0.fc.weight … m.layers.3.w[0:9]"
+    assert "1 part: m.layers.0.fc.weight" in lines
+    narrow = text_of(make_capture(FakeRank(0, blocks)), width=80)
+    assert re.search(r"4 parts: m\.layers\.0\.fc\.weight … *\n +… m\.layers\.3\.w\[0:9\]", narrow)
 
 
 def test_equal_ranks_have_no_spread() -> None:
