@@ -19,6 +19,7 @@ from memlens.adapters import Holding, mark_scope
 from memlens.events import Category
 from memlens.recording.recorder import Recorder
 from memlens.sources.base import Gauge
+from memlens.torch_private import storage_pointer
 from memlens_integrations.deepspeed_flat import (
     buckets,
     early_gradients,
@@ -122,8 +123,8 @@ class DeepSpeedAdapter:
                 if tensor is None or tensor.device.type != "cpu":
                     continue
                 storage = tensor.untyped_storage()
-                if storage.data_ptr() not in seen:
-                    seen.add(storage.data_ptr())
+                if storage_pointer(storage) not in seen:
+                    seen.add(storage_pointer(storage))
                     sizes[tensor.is_pinned()] += storage.nbytes()
         return [
             ("DeepSpeed host memory, pinned", "", sizes[True]),

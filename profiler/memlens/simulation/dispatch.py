@@ -24,6 +24,7 @@ from memlens.simulation.backend import (
     on_device,
     simulated_device,
 )
+from memlens.simulation.host_memory import HostMemory
 from memlens.simulation.in_place import InPlace
 from memlens.simulation.kernels.temporaries import temporaries
 from memlens.simulation.memory import DeviceMemory
@@ -67,6 +68,7 @@ class Simulation(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory = memory
         self.notes = notes
+        self.host = HostMemory()
         self.values = Values()
         self.data_less = DataLess()
         self.in_place = InPlace()
@@ -115,7 +117,8 @@ class Simulation(TorchDispatchMode):
                 device = kwargs["device"] = simulated_device(device)
                 is_fake = is_fake or device.type == SIMULATED.type
             if kwargs.get("pin_memory"):
-                kwargs["pin_memory"] = None
+                del kwargs["pin_memory"]
+                return self.run(func, types, args, kwargs, is_fake).pin_memory()
             if kwargs.get("generator") is not None and is_fake:
                 kwargs["generator"] = None
         if not is_fake and not (facts.is_factory and self._is_large(facts, args, kwargs)):
@@ -170,8 +173,11 @@ class Simulation(TorchDispatchMode):
         if facts.makes:
             used = temporaries(func, args, kwargs, result)
             for tensor in data_less(result):
-                if tensor.fake_device.type == SIMULATED.type:
+                kind = tensor.fake_device.type
+                if kind == SIMULATED.type:
                     memory.take(tensor.untyped_storage())
+                elif kind == "cpu":
+                    self.host.take(tensor.untyped_storage())
             if used:
                 memory.pass_through(used)
             if facts.is_product and on_device(args[0]):

@@ -18,6 +18,7 @@ from memlens.simulation.disguise.host import install_host
 from memlens.simulation.disguise.parameters import allow_subclasses
 from memlens.simulation.disguise.tensors import disguise_tensors, replace_kernels
 from memlens.simulation.dispatch import Simulation
+from memlens.simulation.host_memory import HostMemory
 from memlens.simulation.kernels.composites import keep_whole
 from memlens.simulation.kernels.softmax import convert_in_softmax
 from memlens.simulation.memory import DeviceMemory
@@ -33,6 +34,7 @@ class Simulated:
     """What a simulated process has."""
 
     memory: DeviceMemory
+    host: HostMemory
     notes: Notes
     settings: dict[str, Any]
     """Of the allocator, as a real one's snapshot has them."""
@@ -85,5 +87,6 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     replace_kernels()
     simulation.__enter__()  # type: ignore[no-untyped-call]
     simulation.in_place.measure()
-    _current = Simulated(memory, notes, settings.to_snapshot(), card)
+    simulation.host.peaks()  # what was measured with is not the job's
+    _current = Simulated(memory, simulation.host, notes, settings.to_snapshot(), card)
     return _current

@@ -15,7 +15,7 @@ from memlens.disk.format import codes
 from memlens.events import Action
 from memlens.recording.names import Names
 from memlens.simulation.process import Simulated
-from memlens.sources.base import Block, EventBatch
+from memlens.sources.base import Block, EventBatch, Gauge
 from memlens.sources.cuda_workspaces import workspace_bytes
 
 __all__ = ["SimulatedSource"]
@@ -78,8 +78,12 @@ class SimulatedSource:
             entries = list(allocator.history)
             allocator.history.clear()
             total_bytes = allocator.allocated_bytes - self._begin_bytes
+        large_bytes, pinned_bytes = self._simulated.host.peaks()
+        gauges: list[Gauge] = [("host tensors, the large ones", "", large_bytes)]
+        gauges.append(("pinned host memory", "", pinned_bytes))
+        gauges = [each for each in gauges if each[2]]
         if not entries:
-            return EventBatch()
+            return EventBatch(gauges=gauges)
         names, addresses, sizes, streams, times, stacks, _ = zip(*entries, strict=True)
         columns: dict[str, Any] = {
             "action": np.array([_ACTION[name] for name in names], np.int8),
@@ -108,6 +112,7 @@ class SimulatedSource:
             # As with a real allocator, block sizes are worked out when the capture is read.
             allocated_bytes=np.where(is_segment, columns["size_bytes"], 0),
             allocator_total_bytes={0: total_bytes},
+            gauges=gauges,
         )
 
     def stop(self) -> EventBatch:

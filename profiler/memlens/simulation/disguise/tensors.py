@@ -57,8 +57,14 @@ def disguise_tensors(simulation: Simulation) -> None:
         "__int__",
     ):
         setattr(fake, name, getattr(answers, name.strip("_") + "_of"))
-    _Tensor.pin_memory = lambda tensor, device=None: tensor
-    _Tensor.is_pinned = lambda tensor, device=None: False
+    host = simulation.host
+
+    def pin_memory(tensor: Any, device: Any = None) -> Any:
+        host.pin(tensor.untyped_storage())
+        return tensor
+
+    _Tensor.pin_memory = pin_memory
+    _Tensor.is_pinned = lambda tensor, device=None: host.is_pinned(tensor.untyped_storage())
     # Torch looks for the device before it asks anybody else, and on a CPU build finds none.
     _Tensor.cuda = (
         lambda tensor, device=None, non_blocking=False, memory_format=torch.preserve_format: (
