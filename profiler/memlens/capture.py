@@ -141,7 +141,12 @@ def _claim(header: dict[str, Any]) -> Claim:
     if header["source"] == "simulated":  # those that were simulated stand for all
         return Claim(header["rank"], 0)
     return Claim(
-        header["rank"], header["world_size"], header.get("launch"), header.get("restart") or 0
+        rank=header["rank"],
+        world_size=header["world_size"],
+        launch=header.get("launch"),
+        restart=header.get("restart") or 0,
+        started_ns=header["started_ns"],
+        ended_ns=header.get("ended_ns"),
     )
 
 

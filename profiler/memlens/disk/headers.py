@@ -81,6 +81,7 @@ RANK_FIELDS: Fields = {
     "allocator": _is_object_if_there,
     "workspaces": _is_counts_if_there,
     "device_events": _is_counts_if_there,
+    "ended_ns": _is_count_if_there,
     "launch": _is_text_if_there,
     "restart": _is_count_if_there,
     "error": _is_text_if_there,

@@ -26,6 +26,9 @@ class Claim:
     """The launcher's name for this start of the job; None: it gave none."""
     restart: int = 0
     """How often that launcher had started the processes again by then."""
+    started_ns: int = 0
+    ended_ns: int | None = None
+    """None: not known."""
 
 
 @dataclass(frozen=True)
@@ -107,30 +110,48 @@ def number_ranks(claims: Sequence[Claim], unreadable: Collection[int] = ()) -> N
 
 
 def _launches(claims: Sequence[Claim]) -> list[int]:
-    """Which launch each process belongs to.
-
-    The launchers of several hosts count restarts each for itself, and a host whose own processes did
-    not fail does not count at all; there, the second process of a rank tells.
-    """
-    seen: Counter[tuple[str | None, int | None]] = Counter()
-    within = []
+    """Which launch each process belongs to."""
+    places: dict[tuple[str | None, int], int] = {}
+    launches = []
+    by_hand = _ByHand()
+    seen: Counter[tuple[str, int]] = Counter()
     for claim in claims:
-        key = (claim.launch, claim.rank)
-        within.append(0 if claim.rank is None else max(claim.restart, seen[key]))
-        seen[key] += claim.rank is not None
-    order = dict.fromkeys(
-        (claim.launch, number)
-        for claim, number in sorted(
-            zip(claims, within, strict=True),
-            key=lambda item: (_first(claims, item[0].launch), item[1]),
+        if claim.launch is None:
+            key = None, by_hand.next(claim)
+        elif claim.rank is None:
+            key = claim.launch, claim.restart
+        else:
+            # The launchers of several hosts count restarts each for itself, and one whose own
+            # processes did not fail does not count at all; there, the second of a rank tells.
+            key = claim.launch, max(claim.restart, seen[claim.launch, claim.rank])
+            seen[claim.launch, claim.rank] += 1
+        launches.append(places.setdefault(key, len(places)))
+    return launches
+
+
+class _ByHand:
+    """Counts launches of which no launcher tells: one ends before the next begins.
+
+    What was killed does not say when it ended; but no rank is there twice in one launch.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._ranks: set[int] = set()
+        self._ends_ns: list[int | None] = []
+
+    def next(self, claim: Claim) -> int:
+        """The launch of the process that began next."""
+        is_over = bool(self._ends_ns) and all(
+            end is not None and end < claim.started_ns for end in self._ends_ns
         )
-    )
-    places = {key: place for place, key in enumerate(order)}
-    return [places[claim.launch, number] for claim, number in zip(claims, within, strict=True)]
-
-
-def _first(claims: Sequence[Claim], launch: str | None) -> int:
-    return next(place for place, claim in enumerate(claims) if claim.launch == launch)
+        if is_over or claim.rank in self._ranks:
+            self._number += 1
+            self._ranks, self._ends_ns = set(), []
+        if claim.rank is not None:
+            self._ranks.add(claim.rank)
+        self._ends_ns.append(claim.ended_ns)
+        return self._number
 
 
 def _again(
