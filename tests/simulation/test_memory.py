@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from tests.simulation.conftest import Simulate
 
 from memlens.allocator.settings import AllocatorSettings
+from memlens.recording.names import Names
 from memlens.simulation.memory import DeviceMemory
+from memlens.sources.simulated import SimulatedSource
 
 MIB = 2**20
 
@@ -39,6 +43,21 @@ def test_what_is_given_back_in_the_middle_of_a_request_waits_for_its_end() -> No
     assert second == first, "it was given back first"
     device.free(second)
     assert device.allocator.allocated_bytes == 0
+
+
+def test_a_drain_in_the_middle_of_a_request_takes_nothing() -> None:
+    """The heartbeat may come on the thread that is in the allocator, and must not wait for it."""
+    device = memory()
+    host = SimpleNamespace(peaks=lambda: (0, 0))
+    simulated: Any = SimpleNamespace(memory=device, host=host, settings={})
+    source = SimulatedSource(Names(), stack_depth=0, simulated=simulated)
+    source.start()
+    address = device.malloc(5 * MIB)
+    with device.lock:
+        assert len(source.drain().time_ns) == 0
+    assert list(source.drain().size_bytes)[-1] == 5 * MIB
+    device.free(address)
+    assert len(source.stop().time_ns) == 1
 
 
 def test_cycles_give_their_memory_back_when_they_are_collected() -> None:

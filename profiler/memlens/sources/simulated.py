@@ -71,13 +71,22 @@ class SimulatedSource:
             self._memory.stack = self._stack
 
     def drain(self) -> EventBatch:
-        """Take the events so far."""
+        """Take the events so far; none while the allocator is at work."""
+        # The heartbeat may come in the middle of an allocation, on the thread that holds the lock.
+        if not self._memory.lock.acquire(blocking=False):
+            return EventBatch()
+        try:
+            return self._take()
+        finally:
+            self._memory.lock.release()
+
+    def _take(self) -> EventBatch:
+        """The events so far; the lock is held."""
         allocator = self._memory.allocator
-        with self._memory.lock:
-            self._memory.settle()
-            entries = list(allocator.history)
-            allocator.history.clear()
-            total_bytes = allocator.allocated_bytes - self._begin_bytes
+        self._memory.settle()
+        entries = list(allocator.history)
+        allocator.history.clear()
+        total_bytes = allocator.allocated_bytes - self._begin_bytes
         large_bytes, pinned_bytes = self._simulated.host.peaks()
         gauges: list[Gauge] = [("host tensors, the large ones", "", large_bytes)]
         gauges.append(("pinned host memory", "", pinned_bytes))
@@ -117,9 +126,10 @@ class SimulatedSource:
 
     def stop(self) -> EventBatch:
         """Stop recording and take the events so far."""
-        batch = self.drain()
-        self._memory.allocator.keeps_history = False
-        self._memory.stack = None
+        with self._memory.lock:
+            batch = self._take()
+            self._memory.allocator.keeps_history = False
+            self._memory.stack = None
         return batch
 
     def existing(self) -> list[Block]:
