@@ -50,6 +50,12 @@ class Trained:
         return found
 
     @property
+    def version(self) -> str:
+        """Of DeepSpeed."""
+        found: str = self._json("json")["version"]
+        return found.strip()
+
+    @property
     def losses(self) -> list[float]:
         """Under memlens."""
         found: list[float] = self._json("json")["losses"]
@@ -80,7 +86,7 @@ def train(ranks: int, names: list[str], folder: Path, path: str = "") -> list[Tr
         [sys.executable, str(Path(__file__).with_name("job.py")), str(ranks), str(folder), *names],
         env={
             **os.environ,
-            "PYTHONPATH": path,
+            "PYTHONPATH": os.pathsep.join([path, str(ROOT)] if path else [str(ROOT)]),
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
         },

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
+from tests.zero.configurations import Model, groups_of, settings
 from tests.zero.launching import Trained, train
 
 from memlens.events import Category
@@ -50,8 +51,6 @@ def trained(
 
 def parameters_of(name: str) -> tuple[list[Parameter], list[list[str]]]:
     """The job's parameters, and how they are grouped."""
-    from tests.zero.job import Model, groups_of
-
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [Parameter(name, tuple(each.shape)) for each, name in names.items()]
@@ -60,8 +59,6 @@ def parameters_of(name: str) -> tuple[list[Parameter], list[list[str]]]:
 
 
 def layout_of(each: Trained) -> RankLayout:
-    from tests.zero.job import settings
-
     parameters, groups = parameters_of(each.name)
     zero = Zero.from_config(settings(each.name), each.ranks)
     return zero_layout(zero, parameters, each.rank, groups)
