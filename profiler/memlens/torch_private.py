@@ -66,6 +66,8 @@ SIMULATION_NAMES = (
     "torch._C.DisableTorchFunction",
     "torch._C.DispatchKey",
     "torch._C.DispatchKeySet",
+    "torch._C._TorchDispatchModeKey",
+    "torch._C._get_dispatch_mode",
     "torch._C._ExcludeDispatchKeyGuard",
     "torch._C._dispatch_get_all_op_names",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
