@@ -17,7 +17,16 @@ INTEGRATIONS = Path(memlens_integrations.__file__).parent
 
 LAYERS = (
     {"__init__", "errors", "events", "palette", "units"},
-    {"answers", "allocator", "options", "torch_private", "catalogue", "models", "optim"},
+    {
+        "answers",
+        "allocator",
+        "options",
+        "torch_private",
+        "catalogue",
+        "models",
+        "optim",
+        "sharding",
+    },
     {"disk"},
     {"attribution"},
     {"analysis"},
