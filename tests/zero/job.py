@@ -49,9 +49,8 @@ def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer | None:
     if "config" in traits:
         return None
     if "adamw8bit" in traits:
-        from bitsandbytes.optim import AdamW8bit
-
-        made: torch.optim.Optimizer = AdamW8bit(groups_of(model), lr=0.01)
+        quantised: Any = importlib.import_module("bitsandbytes.optim")
+        made: torch.optim.Optimizer = quantised.AdamW8bit(groups_of(model), lr=0.01)
         return made
     if "adamwr" in traits:
         from memlens.optim import AdamWR
