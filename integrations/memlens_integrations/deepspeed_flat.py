@@ -239,7 +239,7 @@ def holdings_of_fp16(private: Private, optimizer: Any, kind: str) -> Iterator[Ho
     for number, flat in enumerate(private.read(kind, optimizer, "fp16_groups_flat") or ()):
         yield Holding(flat, Category.WEIGHT, f"flat weights of group {number}")
     for number, master in enumerate(private.read(kind, optimizer, "fp32_groups_flat") or ()):
-        pieces = ()
+        pieces: tuple[Piece, ...] = ()
         if number < len(groups):
             pieces = pieces_of(groups[number], None, 0, master.numel())
         yield Holding(

@@ -27,7 +27,8 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.down(relu(self.up(x))))
+        added: Tensor = self.norm(self.down(relu(self.up(x))))
+        return x + added
 
 
 class Model(nn.Module):
@@ -42,7 +43,8 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks[0](self.first(x))
         x = checkpoint(self.blocks[1], x, use_reentrant=False)
-        return self.last(x)
+        found: Tensor = self.last(x)
+        return found
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import time
 import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
@@ -59,19 +60,22 @@ def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer | None:
     return torch.optim.AdamW(groups_of(model), lr=0.01)
 
 
-def train(name: str) -> tuple[list[float], dict[str, list[int]]]:
-    """Losses, and the times at which forwards, backwards and steps had ended."""
+def make_engine(name: str) -> Any:
+    """DeepSpeed's own, of a configuration."""
     torch.manual_seed(0)
     model = Model()
     optimizer = make_optimizer(name, model)
-    config = settings(name)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=groups_of(model) if optimizer is None else None,
         optimizer=optimizer,
-        config=config,
+        config=settings(name),
     )
-    del model, optimizer
+    return engine
+
+
+def train(engine: Any, config: dict[str, Any]) -> tuple[list[float], dict[str, list[int]]]:
+    """Losses, and the times at which forwards, backwards and steps had ended."""
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
     random = torch.Generator().manual_seed(1 + torch.distributed.get_rank())
     losses = []
@@ -103,8 +107,9 @@ def run_rank(rank: int, ranks: int, port: int, out: Path, name: str, *, recorded
     session = (
         memlens.profile(out=out / f"{name}.{rank}", stacks=False) if recorded else nullcontext()
     )
+    engine = make_engine(name) if "late" in name.split("-") else None
     with session:
-        losses, times = train(name)
+        losses, times = train(engine or make_engine(name), settings(name))
     kind = "json" if recorded else "plain.json"
     (out / f"{name}.{rank}.{kind}").write_text(
         json.dumps({"losses": losses, "times": times, "version": deepspeed.__version__})

@@ -29,6 +29,8 @@ MORE = [
     "stage3-bf16-float32-accumulate",
     "stage3-fp32-offload",
     "stage3-bf16-accumulate-offloadall",
+    "stage2-bf16-late",
+    "stage3-fp32-late",
 ]
 NAMES = {1: MATRIX, 2: MATRIX + MORE, 4: MATRIX}
 
