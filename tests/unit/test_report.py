@@ -178,6 +178,16 @@ def test_a_layer_that_differs_keeps_its_row() -> None:
     assert re.search(r"^     m\.2\.fc +9 B", text, re.MULTILINE)
 
 
+def test_layers_say_their_numbers_where_others_hold_something_else() -> None:
+    """As under ZeRO 1 and 2: a rank has the master weights of some layers, and the weights of all."""
+    blocks = [Block(8, Category.WEIGHT, 1, None, "", f"m.{layer}.fc") for layer in range(6)]
+    for layer in range(2):
+        blocks.append(Block(90, Category.MASTER_WEIGHT, 2, None, "", f"m.{layer}.fc"))
+    text = text_of(make_capture(FakeRank(0, blocks)))
+    assert re.search(r"^2 ×  m\.0-1\.fc +196 B", text, re.MULTILINE)
+    assert re.search(r"^4 ×  m\.2-5\.fc +32 B", text, re.MULTILINE)
+
+
 def test_a_flat_partition_says_whose_elements_it_has() -> None:
     names = [f"m.layers.{layer}.fc.weight" for layer in range(3)]
     parts = tuple(Part(f"exp_avg of {name}", "", 4, 4) for name in (*names, "m.layers.3.w[0:9]"))
