@@ -16,6 +16,7 @@ import memlens
 from memlens.across import read
 from memlens.cli import _exit_code
 from memlens.disk import lazy
+from memlens.disk.reader import read_rank
 from memlens.events import Category
 
 RANKS = 24
@@ -35,11 +36,9 @@ def report(capsys: pytest.CaptureFixture[str], run: Path, *options: str) -> str:
 
 def test_opening_a_run_reads_no_stream(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    original = lazy.read_rank
-
     def counted(folder: Path) -> Any:
         reads.append(folder.name)
-        return original(folder)
+        return read_rank(folder)
 
     monkeypatch.setattr(lazy, "read_rank", counted)
     capture = memlens.load(run)
@@ -83,7 +82,7 @@ def test_processes_of_their_own_read_the_same(
         return original(*arguments)
 
     monkeypatch.setattr(read, "FEW_BYTES", 0)
-    monkeypatch.setattr(read.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(read, "_ask_elsewhere", elsewhere)
     assert report(capsys, run, *options) == here
     assert asked

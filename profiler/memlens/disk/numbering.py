@@ -116,6 +116,7 @@ def _launches(claims: Sequence[Claim]) -> list[int]:
     by_hand = _ByHand()
     seen: Counter[tuple[str, int]] = Counter()
     for claim in claims:
+        key: tuple[str | None, int]
         if claim.launch is None:
             key = None, by_hand.next(claim)
         elif claim.rank is None:
