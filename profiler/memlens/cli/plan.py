@@ -238,7 +238,7 @@ def command(
             model,
             asked_modes(zero, fsdp),
             [asked_variant(name, no_retain_grad) for name in split_names([optimizer or AS_IS])],
-            simulated_runner(card, steps, settings, recording),
+            simulated_runner(card, steps, settings, ("--no-stacks",)),
             out,
             fresh=fresh,
             as_json=as_json,
