@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.jobs import STEPS, run_memlens, start_memlens, write_script
+from tests.support.jobs import STEPS, clean_environment, run_memlens, start_memlens, write_script
 from tests.support.large import make_capture
 
 import memlens
@@ -92,6 +94,54 @@ def test_hosts_without_a_folder_in_common_are_told(tmp_path: Path) -> None:
     assert (job.returncode, job.stdout) == (0, "ran\n")
     [line] = job.stderr.splitlines()
     assert line.startswith("memlens: each host will have a run of its own")
+
+
+PDSH = """#!{python}
+# Runs the command for every host, here. Of pdsh's options only these are given by the launcher.
+import subprocess, sys
+words = sys.argv[1:]
+hosts = words[words.index("-w") + 1].split(",")
+command = " ".join(words[words.index("-w") + 2 :])
+jobs = [
+    subprocess.Popen(["env", "-i", *{keep!r}, "sh", "-c", command.replace("%n", str(number))])
+    for number, host in enumerate(hosts)
+]
+sys.exit(max(job.wait() for job in jobs))
+"""
+
+
+@pytest.mark.slow
+def test_deepspeed_starts_processes_on_other_hosts(tmp_path: Path) -> None:
+    """The launcher for real; what takes it to another host is a stand-in with an empty environment."""
+    pytest.importorskip("deepspeed")
+    environment = clean_environment()
+    keep = [f"PATH={environment['PATH']}", f"HOME={tmp_path}", "OMP_NUM_THREADS=1"]
+    for name, text in (
+        ("pdsh", PDSH.format(python=sys.executable, keep=keep)),
+        ("ssh", "#!/bin/sh\necho 127.0.0.1\n"),
+    ):
+        write_script(tmp_path / "bin" / name, text).chmod(0o755)
+    write_script(tmp_path / "train.py", DISTRIBUTED)
+    write_script(tmp_path / "hosts", "localhost slots=1\n127.0.0.1 slots=1\n")
+    write_script(tmp_path / ".deepspeed_env", "THEIRS=kept\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = run_memlens(
+        "run", "--out", "run", "--", "deepspeed", "--hostfile", "hosts", "--master_port", port,
+        "train.py",
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{environment['PATH']}",
+            "DS_ACCELERATOR": "cpu",
+        },
+        timeout=400,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    assert (tmp_path / "run/deepspeed_env").read_text().startswith("THEIRS=kept\n")
+    capture = memlens.load(tmp_path / "run")
+    assert [rank.rank for rank in capture.ranks] == [0, 1]
+    assert (capture.info.world_size, capture.problems) == (2, ())
 
 
 DISTRIBUTED = """

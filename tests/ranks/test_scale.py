@@ -36,6 +36,7 @@ def report(capsys: pytest.CaptureFixture[str], run: Path, *options: str) -> str:
 
 def test_opening_a_run_reads_no_stream(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
+
     def counted(folder: Path) -> Any:
         reads.append(folder.name)
         return read_rank(folder)

@@ -112,7 +112,7 @@ def command(
     """  # noqa: D301  \b is for click
     from memlens.launch.command import become, parse_job
     from memlens.launch.environment import job_environment
-    from memlens.launch.hosts import names_several_hosts
+    from memlens.launch.hosts import deepspeed_environment, names_several_hosts
     from memlens.options import Options, parse_steps
 
     words, module, literal = ctx.meta["memlens.job"]
@@ -146,4 +146,7 @@ def command(
     shown = words if module is None else ["-m", module, *words]
     make = plan_run if options.oom_only else create_run
     run = make(options, command=tuple(shown))
-    become(job, job_environment(run, options, main=job.is_script))
+    environment = job_environment(run, options, main=job.is_script)
+    if run.is_dir():  # with --oom-only there is none yet
+        environment |= deepspeed_environment(words if literal else (), run, environment)
+    become(job, environment)
