@@ -48,7 +48,7 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _WEIGHT = codes(Category)["weight"]
-_WORKED_OUT = ("_history", "_bounds", "coverage")
+_WORKED_OUT = ("_history", "_bounds", "_stacks", "coverage")
 """What a rank keeps of what it was asked."""
 
 
@@ -476,11 +476,21 @@ class RankCapture:
             for each in parts.of(number)
         )
 
+    @cached_property
+    def _stacks(self) -> dict[int, tuple[Frame, ...]]:
+        """Those that were asked for: thousands of blocks come from a few places."""
+        return {}
+
     def _stack(self, number: int) -> tuple[Frame, ...]:
+        if number not in self._stacks:
+            self._stacks[number] = self._walk(number)
+        return self._stacks[number]
+
+    def _walk(self, number: int) -> tuple[Frame, ...]:
         frames: list[Frame] = []
         table = self._data.names.stack
-        while number in table and len(frames) < 1000:
-            parent, function, place = table[number]
+        while (entry := table.get(number)) is not None and len(frames) < 1000:
+            parent, function, place = entry
             file, _, line = place.rpartition(":")
             frames.append(Frame(function, file, int(line) if line.isdigit() else 0))
             if parent >= number:  # frames are numbered after the ones that called them
