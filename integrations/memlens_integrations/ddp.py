@@ -66,7 +66,8 @@ class DistributedDataParallelAdapter:
                 if storage.data_ptr() in seen:
                     continue
                 seen.add(storage.data_ptr())
-                with torch.no_grad():
-                    elements = storage.nbytes() // gradient.element_size()
-                    bucket = gradient.as_strided((elements,), (1,), 0)
-                yield Holding(bucket, Category.GRADIENT, "DDP bucket of gradients")
+                elements = storage.nbytes() // gradient.element_size()
+                if elements > gradient.numel():
+                    with torch.no_grad():
+                        bucket = gradient.as_strided((elements,), (1,), 0)
+                    yield Holding(bucket, Category.GRADIENT, "DDP bucket of gradients")

@@ -1,4 +1,4 @@
-"""Trains one small model in every way that torch spreads over ranks; see test_torch_sharding.py.
+"""Trains one small model in every way that torch spreads over ranks; started by the tests of this folder.
 
 Each way is trained twice, without memlens and under `memlens.profile`, on every rank. A rank writes its
 captures to `FOLDER/<way>-<rank>`, and what it saw itself to `FOLDER/rank-<rank>.json`.
@@ -27,14 +27,18 @@ from torch.distributed.fsdp import (
     MixedPrecision,
     MixedPrecisionPolicy,
     ShardingStrategy,
+    _runtime_utils,
     fully_shard,
 )
+from torch.distributed.fsdp._flat_param import FlatParamHandle
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 import memlens
+from memlens.torch_private_distributed import CLASSES, Private
 
 STEPS = 3
 BATCH = 4
@@ -246,6 +250,16 @@ WAYS: dict[str, Callable[[], Training]] = {
     "fsdp2-adamw8bit": lambda: fsdp2(adamw8bit, net=even),
     "fsdp2-adamw-r": lambda: fsdp2(adamw_r),
     "fsdp2-galore": lambda: fsdp2(galore, net=even),
+    # Under a torch that lacks what MISSING says.
+    "fsdp2-no-outputs": fsdp2,
+    "fsdp2-no-group": fsdp2,
+    "fsdp1-no-shards": lambda: fsdp1(_FULL, originals=False),
+}
+
+MISSING = {
+    "fsdp2-no-outputs": "all_gather_outputs",
+    "fsdp2-no-group": "FSDPParamGroup",
+    "fsdp1-no-shards": "_fully_sharded_module",
 }
 
 
@@ -280,6 +294,30 @@ def release(training: Training) -> None:
 
 
 @contextlib.contextmanager
+def without(missing: str) -> Iterator[None]:
+    """Have memlens not find a private name of torch; torch itself does without none of them."""
+    read, resolve = Private.read, Private.owner
+
+    def read_all_but_one(self: Private, kind: str, owner: Any, name: str) -> Any:
+        return read(self, kind, object() if name == missing else owner, name)
+
+    def resolve_all_but_one(self: Private, kind: str) -> Any:
+        path = CLASSES[kind]
+        CLASSES[kind] = f"{path}Gone" if path.endswith(missing) else path
+        try:
+            return resolve(self, kind)
+        finally:
+            CLASSES[kind] = path
+
+    patched: Any = Private
+    patched.read, patched.owner = read_all_but_one, resolve_all_but_one
+    try:
+        yield
+    finally:
+        patched.read, patched.owner = read, resolve
+
+
+@contextlib.contextmanager
 def without_compiling() -> Iterator[None]:
     """torchao compiles its steps, which takes half a minute and changes nothing here."""
     compile_ = torch.compile
@@ -294,26 +332,45 @@ def without_compiling() -> Iterator[None]:
         torch.compile = compile_
 
 
+def hooked() -> list[Any]:
+    """What adapters put functions of their own in the place of."""
+    found = [_runtime_utils._post_backward_hook]
+    for owner in (DistributedDataParallel, FullyShardedDataParallel, ZeroRedundancyOptimizer):
+        found.append(vars(owner)["__init__"])
+    for owner in (FSDPParamGroup, FlatParamHandle):
+        names = (
+            "__init__",
+            "pre_unshard",
+            "unshard",
+            "wait_for_unshard",
+            "reshard",
+            "post_backward",
+        )
+        found += [vars(owner).get(name) for name in names]
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, folder = dist.get_rank(), Path(sys.argv[1])
     seen: dict[str, Any] = {}
+    before = hooked()
     for way in sys.argv[2:] or WAYS:
         with without_compiling():
             expected, training = train(WAYS[way])
-            parameters = {
-                name: list(value.shape) for name, value in training.model.named_parameters()
-            }
             release(training)
             del training
             gc.collect()
-            with memlens.profile(out=folder / f"{way}-{rank}"):
+            missing = contextlib.nullcontext()
+            if way in MISSING:
+                missing = without(MISSING[way])
+            with missing, memlens.profile(out=folder / f"{way}-{rank}"):
                 losses, training = train(WAYS[way])
             release(training)
             del training
             gc.collect()
-        seen[way] = {"expected": expected, "losses": losses, "parameters": parameters}
+        seen[way] = {"expected": expected, "losses": losses, "restored": hooked() == before}
         dist.barrier()
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.barrier()

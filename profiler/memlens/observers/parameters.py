@@ -21,6 +21,8 @@ from memlens.recording.storages import is_quantised
 __all__ = ["Known", "Parameters", "kind_of", "may_read_gradients"]
 
 _GRADIENT = codes(Category)["gradient"]
+_NAMED_ALIKE = (Category.WEIGHT, Category.MASTER_WEIGHT, Category.GRADIENT)
+"""What is called as the parameter is that it belongs to."""
 _ENGINE_CODE = torch_private.backward_engine_code()
 
 
@@ -32,6 +34,7 @@ class Known:
         "category",
         "certainty",
         "grad_address",
+        "has_own_name",
         "kind",
         "leaves_early",
         "module",
@@ -52,6 +55,8 @@ class Known:
         self.text = text
         self.suffix = ""
         """Which elements of the parameter a shard holds: `[1024:4096]`."""
+        self.has_own_name = True
+        """Nothing else has this number of a name."""
         self.kind: WeightKind | None = None
         """None: not told yet."""
         self.ref: Callable[[], torch.Tensor | None] = weakref.ref(tensor)
@@ -196,20 +201,32 @@ class Parameters:
                 name = self.name_after(known_owner, f"{text} " if text else "")
                 text = f"{text} {known_owner.text}".lstrip()
             known = self._known[id(tensor)] = Known(tensor, category, name, text, module)
+            known.has_own_name = not text
             known.kind = WeightKind.UNKNOWN  # that of its parameters is told, where it has any
         if known.category is not category:
             known.category, known.address = category, 0
         if pieces and not known.pieces:
-            self._divide(known, tuple(self._slices(pieces)))
+            self._divide(known, tensor, tuple(self._slices(pieces)))
         known.certainty = certainty
         known.ours = True
         self._tag(known, tensor)
 
-    def _divide(self, known: Known, pieces: tuple[Slice, ...]) -> None:
-        if len(pieces) == 1 and pieces[0].owner is known:
-            if known.suffix != pieces[0].suffix:
-                known.suffix = pieces[0].suffix
+    def _divide(self, known: Known, tensor: torch.Tensor, pieces: tuple[Slice, ...]) -> None:
+        only = pieces[0] if len(pieces) == 1 else None
+        if only is not None and only.owner is known:
+            if known.suffix != only.suffix:
+                known.suffix = only.suffix
                 self._write_name(known)
+        elif only is not None and only.count == tensor.numel() and known.category in _NAMED_ALIKE:
+            # Nothing but elements of one parameter: it is a shard of that, and called so.
+            if known.label != only.owner.text + only.suffix:
+                known.text, known.suffix = only.owner.text, only.suffix
+                known.module = only.owner.module
+                if known.has_own_name:
+                    self._write_name(known)
+                else:
+                    known.name = self.name_after(only.owner, "", only.suffix)
+                known.address = known.grad_address = 0
         elif pieces:
             known.pieces = pieces
             known.address = known.grad_address = 0
