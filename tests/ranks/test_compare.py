@@ -10,9 +10,12 @@ import pytest
 from tests.support.fake_capture import Block, FakeRank, make_capture
 
 from memlens.across.compare import Level, compare_ranks
+from memlens.across.ending import End
 from memlens.across.summary import RankSummary, summarize
-from memlens.events import Category
+from memlens.answers import Place
+from memlens.events import Category, Phase
 from memlens.palette import series_of
+from memlens.report.endings import ending_sentences
 from memlens.report.payload import payload
 from memlens.report.view import ReportOptions
 
@@ -125,3 +128,35 @@ def test_starts_of_a_job_are_not_summed() -> None:
     assert across["starts"] == 2
     assert across["total"]["size_bytes"] == 12 + 13
     assert (across["total"]["ranks"], across["total"]["partial"]) == (2, [])
+
+
+def test_how_ranks_ended_in_one_sentence_each() -> None:
+    """The first one first: it may be the reason for the others."""
+    place = Place(3, Phase.BACKWARD, "m.1.fc")
+    good, *others = summaries(*(rank(n, *PLAIN) for n in range(4)))
+    last = good.end.time_ns
+    assert last is not None
+    raised, out, killed = (
+        replace(each, end=replace(good.end, how=how, error=error, out_of_memory=is_out,
+                                  time_ns=last - before, place=place))
+        for each, how, error, is_out, before in zip(
+            others,
+            (End.RAISED, End.DIED, End.DIED),
+            ("ValueError: no such batch", None, None),
+            (False, True, False),
+            (0, 2_000_000_000, 1_000_000_000),
+            strict=True,
+        )
+    )  # fmt: skip
+    where = "last seen in step 3, backward, in m.1.fc"
+    assert ending_sentences([good, raised, out, killed]) == [
+        f"rank 2 ran out of memory and did not end in good order; {where}, 2.0 s before the last rank",
+        f"rank 3 died (it was killed, or crashed); {where}, 1.0 s before the last rank",
+        f"rank 1 failed: ValueError: no such batch; {where}",
+    ]
+    nothing = replace(killed, end=replace(killed.end, time_ns=None, place=None))
+    assert ending_sentences([good, nothing]) == [
+        "rank 3 died (it was killed, or crashed); nothing of it was recorded"
+    ]
+    many = [replace(killed, rank=number) for number in range(100)]
+    assert ending_sentences(many)[5:] == ["95 more ranks failed or died afterwards"]

@@ -162,7 +162,7 @@ def test_starts_that_the_launcher_counts(run: Path, report: Report) -> None:
     content, _ = report(run)
     assert content["warnings"] == [
         "the job was started 2 times; shown as rank 4, 5, 6: the processes of the last start",
-        "no capture of rank 1 in launch 1",
+        "no capture of rank 1 in start 1 of 2",
     ]
     assert {rank["rank"]: rank["launch"] for rank in content["ranks"]} == {
         0: 0, 2: 0, 3: 0, 1: 1, 4: 1, 5: 1, 6: 1,

@@ -87,7 +87,7 @@ def number_ranks(claims: Sequence[Claim], unreadable: Collection[int] = ()) -> N
     missing, agree = 0, True
     for launch, world_size in enumerate(sizes):
         mine = [position for position, each in enumerate(launches) if each == launch]
-        of_launch = "" if last == 0 else f" in launch {launch + 1}"
+        of_launch = "" if last == 0 else f" in start {launch + 1} of {last + 1}"
         there = {
             numbers[position] if claims[position].rank is None else claims[position].rank
             for position in mine

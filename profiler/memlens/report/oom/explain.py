@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+FEW_RANKS = 8
+"""Of so many, the streams stay in memory: they are asked more."""
+
+
 @dataclass(frozen=True)
 class Explanation:
     """One failed request."""
@@ -70,6 +74,8 @@ def failures_of(ranks: Sequence[RankCapture]) -> tuple[Failure, ...]:
         fit = fit_of(event)
         if fit is not None:
             found.append(Failure(rank, event, rank.place_at(event.time_ns), fit))
+        if len(ranks) > FEW_RANKS:
+            rank.release()
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memlens.catalogue import measured
+from memlens.catalogue.combinations import ShardingMode, refusal
 from memlens.catalogue.installed import libraries_of, missing_libraries, version_of
 from memlens.catalogue.measured import Measured
 from memlens.catalogue.row import Row
@@ -78,7 +79,7 @@ class OptimizerView:
     @property
     def refused_under_zero(self) -> bool:
         """It cannot run on DeepSpeed's flat partitions at all."""
-        return self.row.matrices_only or self.row.always_in_backward
+        return bool(refusal(self.row, ShardingMode.ZERO_1))
 
 
 def stored_view(row: Row) -> OptimizerView:
