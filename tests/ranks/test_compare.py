@@ -150,8 +150,8 @@ def test_how_ranks_ended_in_one_sentence_each() -> None:
     )  # fmt: skip
     where = "last seen in step 3, backward, in m.1.fc"
     assert ending_sentences([good, raised, out, killed]) == [
-        f"rank 2 ran out of memory and did not end in good order; {where}, 2.0 s before the last rank",
-        f"rank 3 died (it was killed, or crashed); {where}, 1.0 s before the last rank",
+        f"rank 2 ran out of memory and did not end in good order; {where}, 2.00 s before the last rank",
+        f"rank 3 died (it was killed, or crashed); {where}, 1.00 s before the last rank",
         f"rank 1 failed: ValueError: no such batch; {where}",
     ]
     nothing = replace(killed, end=replace(killed.end, time_ns=None, place=None))
