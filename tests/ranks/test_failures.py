@@ -78,6 +78,17 @@ def test_a_folder_is_missing(run: Path, report: Report) -> None:
     assert "All 4 ranks" not in text
 
 
+def test_one_rank_is_left(run: Path, report: Report) -> None:
+    for rank in range(1, 4):
+        shutil.rmtree(run / f"rank-{rank:05d}")
+    content, text = report(run)
+    assert content["warnings"] == ["no capture of rank 1, 2, 3"]
+    total = content["across_ranks"]["total"]
+    assert (total["ranks"], total["of_ranks"]) == (1, 4)
+    assert "1 of 4 ranks together: " in text
+    assert "same peak" not in text
+
+
 @pytest.mark.parametrize("name", ["rank.json", "events.arrow"])
 def test_a_rank_that_can_not_be_read(name: str, run: Path, report: Report) -> None:
     whole = peaks(run)

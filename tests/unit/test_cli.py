@@ -22,7 +22,7 @@ from memlens.report import terminal
 
 # `memlens --help` must come up at once, also where one of these is broken or missing.
 HEAVY = {
-    "torch", "numpy", "pyarrow", "rich", "tensorboard", "matplotlib", "deepspeed", "transformers",
+    "torch", "numpy", "pyarrow", "rich", "tensorboard", "matplotlib", "deepspeed", "duckdb", "transformers",
     "accelerate", "google.protobuf",
 }  # fmt: skip
 

@@ -104,7 +104,8 @@ def _print_ranks(ranks: AllRanks, series: tuple[Series, ...], ink: Ink, console:
     compared, last = ranks.compared(series)
     _section(console, count(len(ranks.summaries), "rank"))
     console.print(ranks_table(ranks.summaries, compared, series, ink, width=console.width))
-    console.print(spread_line(compared, series))
+    if len(ranks.summaries) > 1:
+        console.print(spread_line(compared, series))
     if difference := difference_line(compared, series):
         console.print(difference)
     if ranks.capture.launches > 1:
