@@ -22,8 +22,8 @@ from memlens.report import terminal
 
 # `memlens --help` must come up at once, also where one of these is broken or missing.
 HEAVY = {
-    "torch", "numpy", "pyarrow", "rich", "tensorboard", "matplotlib", "deepspeed", "duckdb", "transformers",
-    "accelerate", "google.protobuf",
+    "torch", "numpy", "pyarrow", "rich", "tensorboard", "matplotlib", "deepspeed", "duckdb",
+    "transformers", "accelerate", "google.protobuf",
 }  # fmt: skip
 
 FROZEN_COMMANDS = {
