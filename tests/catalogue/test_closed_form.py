@@ -149,8 +149,8 @@ def test_without_retained_gradients() -> None:
             "galore-adamw cannot run under ZeRO 1: GaLore needs matrices",
         ),
         ("muon", {"zero": 3}, "muon cannot run under ZeRO 3: flat partitions are vectors"),
-        ("lomo", {"zero": 2}, "so lomo cannot use them up"),
-        ("adamw", {"zero": 2, "no_retain_grad": True}, "so adamw cannot use them up"),
+        ("lomo", {"zero": 2}, "lomo cannot run under ZeRO 2: DeepSpeed reduces gradients"),
+        ("adamw", {"zero": 2, "no_retain_grad": True}, "adamw cannot run under ZeRO 2: DeepSpeed"),
     ],
 )
 def test_refusals_say_who_and_why(name: str, arguments: dict[str, int], words: str) -> None:

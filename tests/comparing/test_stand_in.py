@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,9 +17,11 @@ import pytorch_optimizer  # noqa: F401  before any test: its import adds a finde
 import torch
 from torch import nn
 
+from memlens.catalogue.combinations import ShardingMode
 from memlens.catalogue.variant import parse_variant
 from memlens.errors import UsageError
 from memlens.optim.in_backward import StepInBackward
+from memlens.variants.ask_sharding import ask_for
 from memlens.variants.request import read_construction
 from memlens.variants.stand_in import StandIn
 from memlens.variants.witness import Witness, read_witnesses
@@ -109,6 +114,75 @@ def test_wrappers_and_copies_are_left_alone(tmp_path: Path) -> None:
         assert type(copy.deepcopy(inner)) is torch.optim.SGD
         assert type(pickle.loads(pickle.dumps(inner))) is torch.optim.SGD
     assert witness.replaced == ["AdamW"]
+
+
+class Flat:
+    """As DeepSpeed's around an optimizer: no `torch.optim.Optimizer`, but with its groups."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.param_groups = optimizer.param_groups
+
+
+def test_wrappers_of_wrappers_are_left_alone(tmp_path: Path) -> None:
+    with standing_in("sgd", tmp_path) as witness:
+        inner = torch.optim.AdamW(model().parameters())
+        outer = Wrapper(Flat(inner))  # type: ignore[arg-type]
+    assert type(outer) is Wrapper
+    assert witness.replaced == ["AdamW"]
+
+
+def test_one_that_is_made_again_is_not_scaled_again(tmp_path: Path) -> None:
+    """DeepSpeed makes Adagrad anew, for its partitions."""
+    with standing_in("adagrad", tmp_path) as witness:
+        first = torch.optim.AdamW(model().parameters(), lr=1e-3)
+        second = torch.optim.Adagrad(model().parameters(), **first.defaults)
+        third = torch.optim.Adagrad(model().parameters(), lr=1e-3)
+    assert witness.replaced == ["AdamW", "Adagrad"]
+    rates = [each.param_groups[0]["lr"] for each in (first, second, third)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2])
+
+
+class OnHost(torch.optim.Optimizer):
+    """As DeepSpeed's for the CPU, which call the parameters something else."""
+
+    def __init__(self, model_params: Any, lr: float = 1e-3, adamw_mode: bool = True) -> None:
+        super().__init__(model_params, {"lr": lr})
+
+
+def test_parameters_by_another_name(tmp_path: Path) -> None:
+    network = model()
+    with standing_in("sgd", tmp_path):
+        made: Any = OnHost(network.parameters(), lr=0.5)
+    assert type(made) is torch.optim.SGD
+    assert made.param_groups[0]["params"] == list(network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("library", "mode", "words"),
+    [
+        ("", "zero2", "deepspeed.initialize("),
+        ("accelerate", "zero2", "Accelerator(deepspeed_plugin="),
+        ("transformers.trainer", "zero0", "TrainingArguments(deepspeed="),
+        ("", "fsdp", "fully_shard"),
+        ("accelerate", "fsdp", "Accelerator(fsdp_plugin="),
+        ("transformers.trainer", "fsdp", "TrainingArguments(fsdp="),
+    ],
+)
+def test_a_job_that_is_not_sharded_is_refused_at_its_first_step(
+    library: str, mode: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformers.trainer", "accelerate"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if library:
+        monkeypatch.setitem(sys.modules, library, ModuleType(library))
+    network = model()
+    with standing_in("sgd", tmp_path) as witness, ExitStack() as undo:
+        ask_for(ShardingMode(mode), parse_variant("sgd"), witness, undo)
+        optimizer = torch.optim.AdamW(network.parameters())
+        network(torch.randn(2, 8)).sum().backward()
+        with pytest.raises(UsageError, match=re.escape(words)):
+            optimizer.step()
+    assert read_witnesses(tmp_path)[0]["is_unsharded"]
 
 
 def test_what_cannot_be_replaced_says_so(tmp_path: Path) -> None:

@@ -120,9 +120,9 @@ def test_the_table_shows_measured_figures(capsys: pytest.CaptureFixture[str], wi
     assert rows["adamw-foreach"][:4] == ["8", "4", "1", "torch"]
     assert rows["adamw-fused"][:3] == ["8", "4", "0"]
     assert rows["adamw8bit"][:3] == ["2.033", "2.033", rows["adam8bit"][2]]
-    assert rows["lomo"][-3:] == ["always", "no", "!"]
+    assert rows["lomo"][-3:] == ["always", "no", "yes"]
     assert rows["adamw"][-5:] == ["yes"] * 5
-    assert rows["paged-adamw8bit"][-4:] == ["!", "-", "!", "yes"]
+    assert rows["paged-adamw8bit"][-4:] == ["!", "-", "!", "no"]
 
 
 def test_the_table_groups_by_family_and_indents_implementations(
@@ -234,6 +234,7 @@ def test_json_has_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         "lr_scale": (int, float), "lr_source": str, "matrices_only": bool, "rest": str,
         "precision": str, "in_backward": bool, "always_in_backward": bool, "implementation": str,
         "implementation_note": str, "cpu": str, "runs_on_cpu": bool, "zero": str, "fsdp": str,
+        "runs_under_fsdp": bool,
         "claim": (dict, type(None)), "defects": list, "libraries": list, "missing_libraries": list,
         "install": (str, type(None)), "measured": (dict, type(None)), "failure": (str, type(None)),
     }  # fmt: skip

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 
+from memlens.catalogue.combinations import ShardingMode, refusal
 from memlens.catalogue.gpus import Gpu
 from memlens.catalogue.measured import measured
 from memlens.catalogue.row import Row
@@ -106,12 +107,10 @@ def estimate(
         precision = row.precision
     if no_retain_grad and not (row.in_backward or row.always_in_backward):
         raise UsageError(f"{row.name} cannot update within backward; leave out --no-retain-grad")
-    if zero and row.matrices_only:
-        raise UsageError(f"{row.name} cannot run under ZeRO {zero}: {row.zero}")
-    if zero and (no_retain_grad or row.always_in_backward):
-        raise UsageError(
-            f"ZeRO {zero} reduces gradients after backward, so {row.name} cannot use them up"
-        )
+    # Stage 0 is no DeepSpeed here, but the model on every card.
+    mode = ShardingMode.of_stage(zero)
+    if zero and (reason := refusal(row, mode, no_retain_grad=no_retain_grad)):
+        raise UsageError(reason)
     dtype = "bf16" if precision == "bf16" else "fp32"
     figures = measured(row.name, dtype)
     state = figures.state if figures else partial(row.expected.of, dtype=dtype)

@@ -62,7 +62,7 @@ class StandIn:
         """Decide, from here on, what constructing an optimizer makes."""
 
         def __new__(cls: type[Optimizer], *args: Any, **kwargs: Any) -> Optimizer:
-            if self._building or not _makes_one(args, kwargs):
+            if self._building or not _makes_one(args, kwargs) or self._is_again(cls, kwargs):
                 return _ordinary(cls)
             return self._construct(cls, args, kwargs)
 
@@ -93,6 +93,18 @@ class StandIn:
             optimizer.__class__ = _constructed(type(optimizer))
         return optimizer
 
+    def _is_again(self, cls: type[Optimizer], kwargs: dict[str, Any]) -> bool:
+        """Whether it is one of ours that is made again, as DeepSpeed does with Adagrad.
+
+        Its settings are those that ours has: to translate them once more would scale them twice.
+        """
+        return bool(kwargs) and any(
+            type(each) is cls
+            and kwargs.keys() == each.defaults.keys()
+            and all(kwargs[name] is value for name, value in each.defaults.items())
+            for each in self._witness.optimizers
+        )
+
     def _refuse_clipping(self, owner: Any, name: str, undo: ExitStack) -> None:
         original: Callable[..., Any] = getattr(owner, name)
 
@@ -116,7 +128,9 @@ def _makes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if not args and not kwargs:  # it is being copied or unpickled
         return False
     first = args[0] if args else kwargs.get("optimizer")
-    return not isinstance(first, Optimizer) and "optimizer_class" not in kwargs
+    # DeepSpeed's wrappers are no torch.optim.Optimizer, and have its groups all the same.
+    wraps = isinstance(first, Optimizer) or hasattr(first, "param_groups")
+    return not wraps and "optimizer_class" not in kwargs
 
 
 def _constructed(kind: type[Any]) -> type[Any]:

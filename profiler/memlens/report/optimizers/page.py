@@ -182,7 +182,10 @@ def _limits(view: OptimizerView) -> Iterable[tuple[str, str]]:
         yield "CPU", f"does not run: {row.cpu}"
     refused = "refused" + (f": {row.zero}" if row.zero else "")
     yield "ZeRO", refused if view.refused_under_zero else row.zero or "no limit is known"
-    yield "FSDP", row.fsdp or "no limit is known"
+    if row.runs_under_fsdp:
+        yield "FSDP", row.fsdp or "no limit is known"
+    else:
+        yield "FSDP", f"refused: {row.fsdp}"
     if row.always_in_backward:
         layerwise = "always: it retains no gradients"
     elif row.in_backward:

@@ -97,7 +97,7 @@ def _marks(view: OptimizerView) -> list[Text]:
         Text("no", style="yellow") if not row.runs_on_cpu else _limited(row.cpu),
         Text("always") if row.always_in_backward else Text("yes") if row.in_backward else _no(),
         Text("no", style="yellow") if view.refused_under_zero else _limited(row.zero),
-        _limited(row.fsdp),
+        _limited(row.fsdp) if row.runs_under_fsdp else Text("no", style="yellow"),
     ]
 
 
