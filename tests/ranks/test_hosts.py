@@ -20,7 +20,7 @@ from memlens.disk import runs
 from memlens.disk.format import read_json, write_json
 from memlens.disk.runs import create_run
 from memlens.errors import OutputExistsError
-from memlens.launch.hosts import names_several_hosts
+from memlens.launch.hosts import deepspeed_environment, names_several_hosts
 from memlens.options import Options
 
 
@@ -41,6 +41,25 @@ from memlens.options import Options
 )
 def test_commands_of_several_hosts(words: str, several: bool) -> None:
     assert names_several_hosts(words.split()) is several
+
+
+def test_variables_for_the_hosts_of_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    job = {"MEMLENS_RUN": "/shared/run", "MEMLENS_STACKS": "1", "SECRET": "not handed on"}
+    command = ["/opt/bin/deepspeed", "--hostfile=hosts", "train.py"]
+    assert deepspeed_environment(["torchrun", "--hostfile", "hosts"], tmp_path, job) == {}
+    assert deepspeed_environment(["deepspeed", "train.py"], tmp_path, job) == {}
+    assert list(tmp_path.iterdir()) == []
+
+    file = tmp_path / "deepspeed_env"
+    assert deepspeed_environment(command, tmp_path, job) == {"DS_ENV_FILE": str(file)}
+    assert file.read_text() == "MEMLENS_RUN=/shared/run\nMEMLENS_STACKS=1\n"
+    (tmp_path / "mine").write_text("A=1\n# not a variable\nB=x=y")
+    deepspeed_environment(command, tmp_path, {**job, "DS_ENV_FILE": "mine"})
+    assert file.read_text() == "A=1\nB=x=y\nMEMLENS_RUN=/shared/run\nMEMLENS_STACKS=1\n"
 
 
 def test_a_run_that_has_just_begun_can_be_joined(tmp_path: Path) -> None:
