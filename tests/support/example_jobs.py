@@ -33,6 +33,6 @@ def run(command: list[str], folder: Path, *, one_thread: bool) -> subprocess.Com
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # on a machine that does much else, the processes of a job start slowly
         check=False,
     )
