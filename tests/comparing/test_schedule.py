@@ -17,7 +17,7 @@ from memlens.comparing.compare import compare_trials, sharded_trials
 from memlens.comparing.job import ComparedJob
 from memlens.comparing.on_ray import OnRay, run_there
 from memlens.comparing.results import Comparison, Result, Status
-from memlens.comparing.schedule import InTurn, Schedule, Work
+from memlens.comparing.schedule import Here, InTurn, Machines, Schedule, Work, side_by_side
 from memlens.comparing.tries import Runner, Tell, Trial
 from memlens.errors import MissingDependencyError
 from memlens.events import Category
@@ -151,3 +151,23 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "memlens\[ray\]"'):
         OnRay("auto")
+
+
+class Several:
+    """Two machines that are threads of this process."""
+
+    count = 2
+
+    def place(self, runner: Runner) -> Runner:
+        return runner
+
+
+@pytest.mark.parametrize("machines", [Here(), Several()])
+def test_searches_side_by_side(machines: Machines) -> None:
+    assert side_by_side(machines, lambda each: each * 2, [3, 1, 2]) == [6, 2, 4]
+
+    def fail(each: int) -> int:
+        raise ValueError(each)
+
+    with pytest.raises(ValueError, match="3"):
+        side_by_side(machines, fail, [3, 1, 2])

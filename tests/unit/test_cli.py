@@ -47,7 +47,8 @@ FROZEN_COMMANDS = {
     "plan": {
         "--gpu", "--capacity", "--model", "--optimizer", "--no-retain-grad", "--steps", "--settings",
         "--rollup", "--json", "--out", "--stacks", "--no-stacks", "--max-batch", "--max-tokens",
-        "--max-model", "--multiple-of", "--fresh",
+        "--max-model", "--multiple-of", "--fresh", "--world-size", "--rank", "--zero", "--fsdp", "--fit",
+        "--ray", "--ray-cpus",
     },
     "advise": {
         "--gpu", "--capacity", "--model", "--steps", "--settings", "--all", "--json", "--out", "--fresh",

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from memlens.cli.ray_options import asked_schedule, ray_options
+
 if TYPE_CHECKING:
     from memlens.catalogue.gpus import Gpu
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
     from memlens.comparing.results import Comparison
-    from memlens.comparing.schedule import Schedule
     from memlens.comparing.tries import Runner, Trial
 
 __all__ = ["command", "compared_job", "split_names"]
@@ -137,17 +138,7 @@ def _first_of_the_job(args: list[str], names: list[str], values: dict[str, bool]
     "[default: memlens-runs/compare-<name>]",
 )
 @click.option("--fresh", is_flag=True, help="Run all anew, also what an earlier call has found.")
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Spread the variants over a Ray cluster, one machine each: auto, local, or ray://HOST:10001. "
-    "The job's folder and --out must be on a file system that its machines share.",
-)
-@click.option(
-    "--ray-cpus",
-    type=click.IntRange(min=1),
-    help="With --ray: CPUs of a variant, so that several share a machine.  [default: all of a machine]",
-)
+@ray_options("the variants")
 @click.option(
     "--tensorboard",
     type=click.Path(path_type=Path),
@@ -264,7 +255,7 @@ def command(
             runner=runner,
             fresh=fresh,
             progress=progress,
-            schedule=_schedule(ray, ray_cpus),
+            schedule=asked_schedule(ray, ray_cpus),
         )
     if plan and gpu is not None:
         comparison = _judged(comparison, chosen_gpu(gpu, None))
@@ -291,18 +282,6 @@ def command(
 
     refused = all(result.status is Status.REFUSED for result in comparison.results)
     return UsageError.exit_code if refused else 1
-
-
-def _schedule(ray: str | None, cpus: int | None) -> Schedule:
-    if ray is None:
-        if cpus is not None:
-            raise click.UsageError("--ray-cpus goes with --ray")
-        from memlens.comparing.schedule import InTurn
-
-        return InTurn()
-    from memlens.comparing.on_ray import OnRay
-
-    return OnRay(ray, cpus)
 
 
 def _baseline(asked: str | None, trials: list[Trial]) -> str:

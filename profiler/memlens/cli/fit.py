@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from memlens.catalogue.combinations import ShardingMode
     from memlens.catalogue.variant import Variant
+    from memlens.comparing.compare import Progress
     from memlens.comparing.job import ComparedJob
+    from memlens.comparing.schedule import Machines
     from memlens.planning.fit import Fewest
     from memlens.planning.floor import Floor
     from memlens.planning.search import Try
@@ -32,6 +34,7 @@ def fit(
     *,
     fresh: bool,
     as_json: bool,
+    machines: Machines,
 ) -> None:
     """Search, and print a table.
 
@@ -45,12 +48,15 @@ def fit(
         out: folder for captures; None: the usual one.
         fresh: simulate all anew.
         as_json: print for programs.
+        machines: where the searches run.
 
     Raises:
         UsageError: no card was named.
     """
     from memlens.cli.plan import planned_job
     from memlens.cli.sharding import sharded_jobs
+    from memlens.comparing.progress import make_progress
+    from memlens.comparing.schedule import side_by_side
     from memlens.disk.runs import DEFAULT_FOLDER
     from memlens.errors import UsageError
     from memlens.planning.fit import Fewest
@@ -68,21 +74,26 @@ def fit(
     folder = (out or Path(DEFAULT_FOLDER, f"fit-{job.name}")).absolute()
     floors = _floors(model, words)
     kinds: Sequence[ShardingMode | None] = modes or ([None] if model is None else _every_mode())
-    found: list[Fewest] = []
+    jobs: dict[ShardingMode | None, ComparedJob] = {}
+    refused: dict[ShardingMode | None, str] = {}
     for mode in kinds:
-        refused = ""
         try:
-            asked = job if mode is None else sharded_jobs([mode], words, make, model, 0)[mode]
+            jobs[mode] = job if mode is None else sharded_jobs([mode], words, make, model, 0)[mode]
         except UsageError as error:  # the job's own words do not go with this one
-            refused, asked = str(error), job
-        for variant in variants:
-            found.append(
-                Fewest(variant.name, mode, refused=refused)
-                if refused
-                else _fewest(
-                    asked, mode, variant, runner, folder, floors(mode, variant), fresh=fresh
-                )
+            refused[mode] = str(error)
+    with make_progress(None) as progress:
+
+        def search(asked: tuple[ShardingMode | None, Variant]) -> Fewest:
+            mode, variant = asked
+            if mode in refused:
+                return Fewest(variant.name, mode, refused=refused[mode])
+            floor = floors(mode, variant)
+            return _fewest(
+                jobs[mode], mode, variant, runner, folder, floor, machines, progress, fresh=fresh
             )
+
+        searches = [(mode, variant) for mode in kinds for variant in variants]
+        found = side_by_side(machines, search, searches)
     if as_json:
         import json
 
@@ -112,13 +123,14 @@ def _fewest(
     runner: Simulated,
     folder: Path,
     floor: Floor | None,
+    machines: Machines,
+    progress: Progress,
     *,
     fresh: bool,
 ) -> Fewest:
     from dataclasses import replace
 
     from memlens.catalogue.combinations import refusal
-    from memlens.comparing.progress import make_progress
     from memlens.comparing.tries import Trial, try_one
     from memlens.launch.environment import SHARDING
     from memlens.planning.fit import Fewest, fewest_gpus
@@ -135,19 +147,18 @@ def _fewest(
     if mode is not None:
         job = replace(job, environment={**job.environment, SHARDING: mode.value})
     where = "" if mode is None else f"@{mode.value}"
-    with make_progress(None) as progress:
 
-        def measure(gpus: int) -> Try:
-            title = f"{variant.name}{where} on {gpus}"
-            progress.begin(title)
-            trial = Trial(title, job, None if row is None else variant, mode)
-            rank = 0 if floor is None else floor.fullest_rank(gpus)
-            one = replace(runner, ranks=Ranks(gpus, rank))
-            result = try_one(trial, folder, one, fresh=fresh, tell=progress.tell)
-            progress.end(result)
-            return Try(gpus, str(gpus), result, verdict_on(result, card))
+    def measure(gpus: int) -> Try:
+        title = f"{variant.name}{where} on {gpus}"
+        progress.begin(title)
+        trial = Trial(title, job, None if row is None else variant, mode)
+        rank = 0 if floor is None else floor.fullest_rank(gpus)
+        one = machines.place(replace(runner, ranks=Ranks(gpus, rank)))
+        result = try_one(trial, folder, one, fresh=fresh, tell=progress.tell)
+        progress.end(result)
+        return Try(gpus, str(gpus), result, verdict_on(result, card))
 
-        return fewest_gpus(variant.name, mode, card, measure, floor)
+    return fewest_gpus(variant.name, mode, card, measure, floor)
 
 
 def _floors(

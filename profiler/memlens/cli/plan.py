@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from memlens.cli.ray_options import asked_machines, ray_options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -178,6 +180,7 @@ def split_job(
 @click.option(
     "--fresh", is_flag=True, help="Simulate all sizes anew, also what an earlier search has."
 )
+@ray_options("the searches of --fit")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -199,6 +202,8 @@ def command(
     what: str | None,
     multiple_of: int | None,
     fresh: bool,
+    ray: str | None,
+    ray_cpus: int | None,
 ) -> None:
     """Say what a job would need on a GPU. The script is unchanged; no GPU is needed.
 
@@ -232,18 +237,22 @@ def command(
         for option, value in (("--world-size", world_size), ("--multiple-of", multiple_of)):
             if value is not None:
                 raise click.UsageError(f"--fit finds the number of GPUs; leave {option} out")
-        fit(
-            words,
-            literal,
-            model,
-            asked_modes(zero, fsdp),
-            [asked_variant(name, no_retain_grad) for name in split_names([optimizer or AS_IS])],
-            simulated_runner(card, steps, settings, ("--no-stacks",)),
-            out,
-            fresh=fresh,
-            as_json=as_json,
-        )
+        with asked_machines(ray, ray_cpus) as machines:
+            fit(
+                words,
+                literal,
+                model,
+                asked_modes(zero, fsdp),
+                [asked_variant(name, no_retain_grad) for name in split_names([optimizer or AS_IS])],
+                simulated_runner(card, steps, settings, ("--no-stacks",)),
+                out,
+                fresh=fresh,
+                as_json=as_json,
+                machines=machines,
+            )
         return
+    if ray is not None or ray_cpus is not None:
+        raise click.UsageError("--ray goes with --fit; one plan, or one search, runs here")
     variant = asked_variant(optimizer, no_retain_grad)
     mode = asked_mode(zero, fsdp, variant)
     ranks = asked_ranks(world_size, rank, literal, is_sharded=mode is not None)

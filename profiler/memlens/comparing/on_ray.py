@@ -6,14 +6,16 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+import queue
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlens.catalogue.row import Row
 from memlens.comparing.results import Result, Status
-from memlens.comparing.schedule import Work
-from memlens.comparing.tries import Runner, Tell
+from memlens.comparing.schedule import Machines, Work
+from memlens.comparing.tries import Runner, Tell, Trial
 from memlens.errors import MissingDependencyError, UsageError
 
 __all__ = ["OnRay", "run_there"]
@@ -67,6 +69,20 @@ class OnRay:
         with self._connected():
             yield from self._on(self._slots(), work, runner)
 
+    @contextlib.contextmanager
+    def machines(self) -> Iterator[Machines]:
+        """See `memlens.comparing.schedule.Machines`; those that still run in the end are stopped.
+
+        Raises:
+            UsageError: there is no such cluster.
+        """
+        with self._connected():
+            found = _RayMachines(self, self._slots())
+            try:
+                yield found
+            finally:
+                self._stop(found.close())
+
     def _on(
         self, free: list[_Slot], work: Iterable[Work], runner: Runner
     ) -> Iterator[tuple[Work, Result]]:
@@ -81,22 +97,26 @@ class OnRay:
                         is_over = True
                         break
                     slot = free.pop(0)
-                    running[self._start(slot, each, runner)] = (each, slot)
+                    running[self.start(slot, each, runner)] = (each, slot)
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1)
                 for task in done:
                     each, slot = running.pop(task)
                     free.append(slot)
-                    yield each, self._outcome(task, each)
+                    yield each, self.outcome(task, each)
         finally:
-            # Left early: jobs must not go on behind our back.
-            for task in running:
-                ray.cancel(task)
-            if running:
-                ray.wait(list(running), num_returns=len(running), timeout=_STOP_S)
+            self._stop(list(running))
 
-    def _start(self, slot: _Slot, work: Work, runner: Runner) -> Any:
+    def _stop(self, tasks: list[Any]) -> None:
+        """Left early: jobs must not go on behind our back."""
+        for task in tasks:
+            self._ray.cancel(task)
+        if tasks:
+            self._ray.wait(tasks, num_returns=len(tasks), timeout=_STOP_S)
+
+    def start(self, slot: _Slot, work: Work, runner: Runner) -> Any:
+        """Start a task in a slot that is free."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = self._ray.remote(run_there).options(
@@ -107,7 +127,12 @@ class OnRay:
         )
         return task.remote(work, runner, os.getcwd(), _variables())
 
-    def _outcome(self, task: Any, work: Work) -> Result:
+    def outcome(self, task: Any, work: Work) -> Result:
+        """What came of a task; waits for it.
+
+        Raises:
+            UsageError: the machine does not see the folders.
+        """
         try:
             found: Result | str = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
@@ -157,6 +182,71 @@ class OnRay:
             yield
         finally:
             ray.shutdown()
+
+
+class _RayMachines:
+    """Slots of a cluster, for threads that have one trial run and wait for it."""
+
+    def __init__(self, cluster: OnRay, slots: list[_Slot]) -> None:
+        self.count = len(slots)
+        self._cluster = cluster
+        self._free: queue.Queue[_Slot] = queue.Queue()
+        for slot in slots:
+            self._free.put(slot)
+        self._running: set[Any] = set()
+        self._is_closed = False
+
+    def place(self, runner: Runner) -> Runner:
+        return _There(runner, self)
+
+    def run(self, work: Work, runner: Runner) -> Result:
+        slot = self._free.get()
+        try:
+            if self._is_closed:
+                return Result(work.trial.name, Status.FAILED, "interrupted")
+            task = self._cluster.start(slot, work, runner)
+            self._running.add(task)
+            try:
+                return self._cluster.outcome(task, work)
+            finally:
+                self._running.discard(task)
+        finally:
+            self._free.put(slot)
+
+    def close(self) -> list[Any]:
+        """Start no more; returns those that run."""
+        self._is_closed = True
+        return list(self._running)
+
+
+@dataclass(frozen=True)
+class _There:
+    """A runner whose trials run on one of the machines."""
+
+    inner: Runner
+    machines: _RayMachines
+
+    @property
+    def device(self) -> str:
+        return self.inner.device
+
+    @property
+    def simulated(self) -> bool:
+        return self.inner.simulated
+
+    @property
+    def options(self) -> Sequence[str]:
+        return self.inner.options
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return self.inner.environment
+
+    def refusal(self, row: Row) -> str:
+        return self.inner.refusal(row)
+
+    def run(self, trial: Trial, folder: Path, tell: Tell) -> Result:
+        return self.machines.run(Work(trial, folder), self.inner)
 
 
 def _variables() -> dict[str, str | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from memlens.comparing.results import Result
 from memlens.comparing.tries import Runner, Tell, Trial
 
-__all__ = ["InTurn", "Schedule", "Work"]
+__all__ = ["Here", "InTurn", "Machines", "Schedule", "Work", "side_by_side"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,44 @@ class InTurn:
         """See `Schedule`."""
         for each in work:
             yield each, runner.run(each.trial, each.place, tell)
+
+
+class Machines(Protocol):
+    """Where searches run, of which each knows its next trial only when the last one is done."""
+
+    count: int
+    """How many trials run at a time."""
+
+    def place(self, runner: Runner) -> Runner:
+        """A runner that runs its trials there; it may be called from several threads."""
+
+
+class Here:
+    """This machine: one trial at a time."""
+
+    count = 1
+
+    def place(self, runner: Runner) -> Runner:
+        """See `Machines`."""
+        return runner
+
+
+def side_by_side(machines: Machines, search: Callable[[_T], _R], asked: Sequence[_T]) -> list[_R]:
+    """Carry out searches, as many at a time as machines can take.
+
+    Args:
+        machines: where their trials run.
+        search: carries out one.
+        asked: what each is for.
+
+    Returns:
+        What they found, in that order.
+    """
+    if machines.count == 1:
+        # In this thread: an interruption reaches the job.
+        return [search(each) for each in asked]
+    pool = ThreadPoolExecutor(machines.count)
+    try:
+        return list(pool.map(search, asked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
