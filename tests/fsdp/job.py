@@ -295,7 +295,7 @@ def release(training: Training) -> None:
 
 @contextlib.contextmanager
 def without(missing: str) -> Iterator[None]:
-    """Have memlens not find a private name of torch; torch itself does without none of them."""
+    """Have memlens not find a private name of torch, which torch goes on using; "": all are there."""
     read, resolve = Private.read, Private.owner
 
     def read_all_but_one(self: Private, kind: str, owner: Any, name: str) -> Any:
@@ -303,7 +303,7 @@ def without(missing: str) -> Iterator[None]:
 
     def resolve_all_but_one(self: Private, kind: str) -> Any:
         path = CLASSES[kind]
-        CLASSES[kind] = f"{path}Gone" if path.endswith(missing) else path
+        CLASSES[kind] = f"{path}Gone" if missing and path.endswith(missing) else path
         try:
             return resolve(self, kind)
         finally:
@@ -325,18 +325,19 @@ def without_compiling() -> Iterator[None]:
     def leave(function: Any = None, **_: Any) -> Any:
         return function if function is not None else leave
 
-    torch.compile = leave
+    patched: Any = torch
+    patched.compile = leave
     try:
         yield
     finally:
-        torch.compile = compile_
+        patched.compile = compile_
 
 
 def hooked() -> list[Any]:
     """What adapters put functions of their own in the place of."""
     found = [_runtime_utils._post_backward_hook]
-    for owner in (DistributedDataParallel, FullyShardedDataParallel, ZeroRedundancyOptimizer):
-        found.append(vars(owner)["__init__"])
+    for wrapper in (DistributedDataParallel, FullyShardedDataParallel, ZeroRedundancyOptimizer):
+        found.append(vars(wrapper)["__init__"])
     for owner in (FSDPParamGroup, FlatParamHandle):
         names = (
             "__init__",
@@ -362,10 +363,7 @@ def main() -> None:
             release(training)
             del training
             gc.collect()
-            missing = contextlib.nullcontext()
-            if way in MISSING:
-                missing = without(MISSING[way])
-            with missing, memlens.profile(out=folder / f"{way}-{rank}"):
+            with without(MISSING.get(way, "")), memlens.profile(out=folder / f"{way}-{rank}"):
                 losses, training = train(WAYS[way])
             release(training)
             del training
