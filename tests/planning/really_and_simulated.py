@@ -11,7 +11,7 @@ from tests.support.jobs import run_memlens
 import memlens
 from memlens.capture import RankCapture
 
-__all__ = ["Ran", "really_and_simulated"]
+__all__ = ["JOB", "TIMEOUT_S", "Ran", "really_and_simulated"]
 
 JOB = str(Path(__file__).parent / "sharded_job.py")
 TIMEOUT_S = 600

@@ -42,6 +42,19 @@ ZERO: dict[str, dict[str, Any]] = {
     **{f"{stage} bf16 accumulated": config(stage, "bf16", **ACCUMULATE) for stage in (1, 2, 3)},
     **{f"{stage} bf16+fp32": config(stage, "bf16", **FP32_GRADIENTS) for stage in (1, 2, 3)},
 }
+HOST = {"device": "cpu", "pin_memory": True}
+OFFLOADED = {
+    name: {
+        **config(stage, "bf16", zero_force_ds_cpu_optimizer=False),
+        "zero_optimization": {"stage": stage, **BUCKETS, **dict.fromkeys(parts, HOST)},
+    }
+    for name, stage, *parts in (
+        ("2", 2),
+        ("2 offloaded", 2, "offload_optimizer"),
+        ("3", 3),
+        ("3 offloaded", 3, "offload_optimizer", "offload_param"),
+    )
+}
 FSDP = ("fp32", "bf16", "unsharded after forward", "FSDP1", "FSDP1 bf16", "FSDP1 SHARD_GRAD_OP")
 
 
@@ -155,14 +168,15 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     run: Callable[[int, Any, torch.device], None]
-    if sys.argv[1] == "zero":
+    if sys.argv[1] != "fsdp":
         import deepspeed.ops
 
         if device.type == "cpu":
             # Communication over shared memory would be compiled here; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(verbose=False)
-        run, configurations = zero, list(ZERO.values())
+        configurations = list((ZERO if sys.argv[1] == "zero" else OFFLOADED).values())
+        run = zero
     else:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         run, configurations = fsdp, list(FSDP)
