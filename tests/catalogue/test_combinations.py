@@ -89,7 +89,7 @@ def test_every_refusal_has_a_reason_and_a_name(mode: ShardingMode) -> None:
     for name in refused(mode):
         text = refusal(find(name), mode)
         assert text.startswith(f"{name} ")
-        assert mode.title in text
+        assert mode.label in text
         assert not text.endswith(": ")
 
 

@@ -73,3 +73,20 @@ def test_an_interruption_ends_the_jobs(tmp_path: Path) -> None:
     job = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(job, 0)
+
+
+def test_searches_for_the_fewest_gpus(tmp_path: Path) -> None:
+    """One for each optimizer, side by side, with the answers that they give here."""
+    script = SCRIPT.replace("x = ", "model.cuda()\nx = ").replace("64)\nfor", "64).cuda()\nfor")
+    write_script(tmp_path / "train.py", script)
+    words = ("plan", "--fit", "--gpu", "24GB", "--json", "--optimizer", "adamw,sgd,rmsprop")
+    answers = []
+    for where in (("--ray", "local", "--ray-cpus", "1", "--out", "there"), ("--out", "here")):
+        done = run_memlens(*words, *where, "train.py", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["answers"])
+    there, here = answers
+    assert [each["gpus"] for each in there] == [1, 1, None]
+    assert "not with this one" in there[2]["failed"]
+    for one, other in zip(there, here, strict=True):
+        assert one["reserved_peak_bytes"] == other["reserved_peak_bytes"]

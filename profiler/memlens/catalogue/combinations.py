@@ -40,7 +40,7 @@ class ShardingMode(str, Enum):
         return None if self is ShardingMode.FSDP else int(self.value[-1])
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """As people write it: `ZeRO 2`."""
         return "FSDP" if self.stage is None else f"ZeRO {self.stage}"
 
@@ -55,7 +55,7 @@ def refusal(row: Row, mode: ShardingMode, *, no_retain_grad: bool = False) -> st
     """
     if mode.stage is None:
         return "" if row.runs_under_fsdp else f"{row.name} does not run under FSDP: {row.fsdp}"
-    where = f"{row.name} cannot run under {mode.title}"
+    where = f"{row.name} cannot run under {mode.label}"
     if row.always_in_backward or no_retain_grad:
         return (
             f"{where}: DeepSpeed reduces gradients after it has them, and this uses each up before"
@@ -71,7 +71,7 @@ def refusal(row: Row, mode: ShardingMode, *, no_retain_grad: bool = False) -> st
 def cautions(row: Row, mode: ShardingMode) -> tuple[str, ...]:
     """What to know of an optimizer that runs so."""
     text = {None: row.fsdp, 0: ""}.get(mode.stage, row.zero)
-    return (f"{mode.title}: {text}",) if text else ()
+    return (f"{mode.label}: {text}",) if text else ()
 
 
 def read_stages(text: str) -> Sequence[ShardingMode]:

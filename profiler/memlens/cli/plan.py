@@ -299,7 +299,7 @@ def asked_mode(zero: str | None, fsdp: bool, variant: Variant) -> ShardingMode |
     if not modes:
         return None
     if len(modes) > 1:
-        names = ", ".join(each.title for each in modes)
+        names = ", ".join(each.label for each in modes)
         raise click.UsageError(f"{names}: one plan is of one of them; several go with --fit")
     row = variant.row
     reason = "" if row is None else refusal(row, modes[0], no_retain_grad=variant.no_retain_grad)

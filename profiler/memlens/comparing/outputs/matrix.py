@@ -54,7 +54,7 @@ def _matrix(
     comparison: Comparison, optimizers: Sequence[str], modes: Sequence[str], name_width: int
 ) -> Table:
     cells = {(each.optimizer, each.sharding): each for each in comparison.results}
-    titles = [ShardingMode(each).title for each in modes]
+    titles = [ShardingMode(each).label for each in modes]
     table = make_table(Column("optimizer", no_wrap=True), *map(right, titles))
     for optimizer in optimizers:
         row = [_cell(cells.get((optimizer, mode)), comparison.baseline) for mode in modes]

@@ -38,7 +38,7 @@ def fit_lines(found: Sequence[Fewest], gpu: Gpu, shown: str) -> list[str]:
 
 
 def _title(of: Fewest) -> str:
-    return "as the job has it" if of.mode is None else of.mode.title
+    return "as the job has it" if of.mode is None else of.mode.label
 
 
 def _answer(of: Fewest, gpu: Gpu) -> str:

@@ -49,7 +49,7 @@ def plan_lines(plan: Plan) -> list[str]:
     """The answer in a few lines; the first one is the verdict."""
     lines = [_headline(plan)]
     if plan.ranks is not None:
-        under = "" if plan.mode is None else f", {plan.mode.title}"
+        under = "" if plan.mode is None else f", {plan.mode.label}"
         lines.append(f"  rank {plan.ranks.rank} of {plan.ranks.world_size}{under}")
     rows = (
         ("allocated at most", plan.allocated_peak_bytes, ""),
