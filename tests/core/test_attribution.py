@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,6 +252,37 @@ def test_what_outlives_a_library_has_its_category() -> None:
         Category.COMMUNICATION,
         Category.TEMPORARY,
     ]
+
+
+def test_what_a_library_keeps_is_called_after_what_made_it() -> None:
+    tables = replace(
+        names({9: ("bucket", "communication"), 8: ("gather", "communication/communication")}),
+        tensor={3: "gather", 4: "bucket"},
+    )
+    rows = [
+        (10, "scope_enter", 9),
+        (20, "scope_exit", 9),
+        (30, "scope_enter", 8),
+        (40, "scope_exit", 8),
+    ]
+    lives = paired(
+        [
+            (11, "alloc", A, 4),
+            (12, "alloc", B, 2),
+            (13, "free", B, 2),
+            (31, "alloc", B, 2),
+            (32, "free", B, 2),
+        ]
+    )
+
+    result = attribute(lives, segment(marks(rows), tables), tags([]))
+
+    assert [CATEGORIES[c] for c in result.category] == [
+        Category.COMMUNICATION,
+        Category.TEMPORARY,
+        Category.COMMUNICATION,
+    ]
+    assert result.name.tolist() == [4, -1, 3]
 
 
 @pytest.mark.parametrize(
