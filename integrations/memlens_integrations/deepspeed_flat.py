@@ -7,7 +7,9 @@ master weights, gradients and optimizer state are of one partition of that: elem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,9 +66,9 @@ def holdings_of_flat(private: Private, optimizer: Any) -> Iterator[Holding]:
 
     for number, flat in enumerate(read("bit16_groups_flat") or ()):
         yield Holding(flat, Category.WEIGHT, f"flat weights of group {number}")
-    partitions = _partitions(private, optimizer)
+    partitions = cache(partial(_partitions, private, optimizer))
     for number, master in enumerate(read("single_partition_of_fp32_groups") or ()):
-        pieces = partitions.get(number, ())
+        pieces = partitions().get(number, ()) if private.is_new(master) else ()
         yield Holding(
             master, Category.MASTER_WEIGHT, f"master partition of group {number}", pieces=pieces
         )
@@ -103,7 +105,7 @@ def _partitions(private: Private, optimizer: Any) -> dict[int, tuple[Piece, ...]
 
 
 def _gradients(
-    private: Private, optimizer: Any, partitions: Mapping[int, tuple[Piece, ...]]
+    private: Private, optimizer: Any, partitions: Callable[[], Mapping[int, tuple[Piece, ...]]]
 ) -> Iterator[Holding]:
     """Gradients that stay beyond backward: of this rank's partition, and those that straddle its ends."""
     mine = private.read("flat", optimizer, "params_in_partition") or ()
@@ -121,15 +123,15 @@ def _gradients(
         flat = private.read("flat", gradients, "flat_partition")
         text = f"gradient partition of group {number}"
         if flat is not None:
-            pieces = partitions.get(number, ())
+            pieces = partitions().get(number, ()) if private.is_new(flat) else ()
             yield Holding(flat, Category.GRADIENT, text, pieces=pieces)
             continue
-        start = 0
-        for gradient in gradients:
-            if gradient is not None:
-                pieces = _cut(partitions.get(number, ()), start, gradient.numel())
+        found = [gradient for gradient in gradients if gradient is not None]
+        if any([private.is_new(gradient) for gradient in found]):
+            sizes = [gradient.numel() for gradient in found]
+            parts = _split(partitions().get(number, ()), sizes)
+            for gradient, pieces in zip(found, parts, strict=True):
                 yield Holding(gradient, Category.GRADIENT, text, pieces=pieces)
-                start += gradient.numel()
     yield from _accumulated(private, optimizer)
 
 
@@ -146,15 +148,23 @@ def _accumulated(private: Private, optimizer: Any) -> Iterator[Holding]:
                 yield Holding(gradient, Category.GRADIENT, parameter=parameter)
 
 
-def _cut(pieces: Iterable[Piece], start: int, size: int) -> tuple[Piece, ...]:
-    """Pieces of a part of a partition; its first element is the part's `start`."""
-    found = []
-    for each in pieces:
-        first, last = max(each.start, start), min(each.start + each.count, start + size)
-        if first < last:
+def _split(pieces: Iterable[Piece], sizes: Iterable[int]) -> Iterator[tuple[Piece, ...]]:
+    """Pieces of a partition's parts, one behind the other, of which each has so many elements."""
+    waiting = deque(pieces)
+    start = 0
+    for size in sizes:
+        end = start + size
+        found = []
+        while waiting and waiting[0].start < end:
+            each = waiting[0]
+            first, last = max(each.start, start), min(each.start + each.count, end)
             skipped = each.parameter_start + first - each.start
             found.append(Piece(each.parameter, first - start, last - first, skipped, each.elements))
-    return tuple(found)
+            if each.start + each.count > end:
+                break
+            waiting.popleft()
+        yield tuple(found)
+        start = end
 
 
 def early_gradients(private: Private, optimizer: Any) -> Iterator[Holding]:
@@ -164,7 +174,7 @@ def early_gradients(private: Private, optimizer: Any) -> Iterator[Holding]:
         for parameter in parameters:
             if parameter.grad is not None:
                 yield Holding(parameter.grad, Category.GRADIENT, parameter=parameter)
-    yield from _gradients(private, optimizer, _partitions(private, optimizer))
+    yield from _gradients(private, optimizer, cache(partial(_partitions, private, optimizer)))
 
 
 def buckets(found: Any) -> Iterator[Holding]:
@@ -206,7 +216,7 @@ def holdings_of_bf16(private: Private, optimizer: Any) -> Iterator[Holding]:
         yield Holding(flat, Category.WEIGHT, f"flat weights of group {number}")
     for number, master in enumerate(read("fp32_groups_flat_partition")):
         pieces: tuple[Piece, ...] = ()
-        if number < len(groups) and number < len(shared_by):
+        if number < len(groups) and number < len(shared_by) and private.is_new(master):
             start = rank_in(shared_by[number]) * master.numel()
             pieces = pieces_of(groups[number], None, start, master.numel())
         yield Holding(
@@ -214,7 +224,7 @@ def holdings_of_bf16(private: Private, optimizer: Any) -> Iterator[Holding]:
         )
     for number, gradients in enumerate(read("fp32_groups_gradients_flat")):
         pieces = ()
-        if number < len(groups):
+        if number < len(groups) and private.is_new(gradients):
             pieces = pieces_of(groups[number], None, 0, gradients.numel())
         yield Holding(
             gradients, Category.GRADIENT, f"flat gradients of group {number}", pieces=pieces
@@ -240,7 +250,7 @@ def holdings_of_fp16(private: Private, optimizer: Any, kind: str) -> Iterator[Ho
         yield Holding(flat, Category.WEIGHT, f"flat weights of group {number}")
     for number, master in enumerate(private.read(kind, optimizer, "fp32_groups_flat") or ()):
         pieces: tuple[Piece, ...] = ()
-        if number < len(groups):
+        if number < len(groups) and private.is_new(master):
             pieces = pieces_of(groups[number], None, 0, master.numel())
         yield Holding(
             master, Category.MASTER_WEIGHT, f"master weights of group {number}", pieces=pieces

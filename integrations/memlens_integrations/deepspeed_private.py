@@ -7,6 +7,7 @@ version does not have is said once, as a problem of the capture, and is then inf
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -226,6 +227,15 @@ class Private:
     def __init__(self, recorder: Recorder, undo: ExitStack) -> None:
         self._recorder = recorder
         self._undo = undo
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def is_new(self, tensor: Any) -> bool:
+        """Whether this is asked of a tensor for the first time."""
+        seen = self._seen.get(id(tensor))
+        if seen is not None and seen() is tensor:
+            return False
+        self._seen[id(tensor)] = weakref.ref(tensor)
+        return True
 
     def read(self, kind: str, owner: Any, name: str) -> Any:
         """An attribute of the table; None if it is not there."""

@@ -37,7 +37,8 @@ def holdings_of_stage_3(private: Private, optimizer: Any) -> Iterator[Holding]:
     ):
         if tensor is not None:  # on disk
             text = f"partitioned weights of group {number}"
-            yield Holding(tensor, Category.WEIGHT, text, pieces=_pieces(private, group))
+            pieces = _pieces(private, group) if private.is_new(tensor) else ()
+            yield Holding(tensor, Category.WEIGHT, text, pieces=pieces)
             flat.append(tensor)
     held = {address_of(tensor) for tensor in flat}
     for number, (master, group) in enumerate(
@@ -45,10 +46,12 @@ def holdings_of_stage_3(private: Private, optimizer: Any) -> Iterator[Holding]:
     ):
         if address_of(master) not in held:  # weights that are updated in place have none
             text = f"master partition of group {number}"
-            yield Holding(master, Category.MASTER_WEIGHT, text, pieces=_pieces(private, group))
+            pieces = _pieces(private, group) if private.is_new(master) else ()
+            yield Holding(master, Category.MASTER_WEIGHT, text, pieces=pieces)
     gradients = read("grad_partitions_flat_buffer")
     if gradients is not None:
-        pieces = _pieces(private, chain.from_iterable(groups))
+        every = chain.from_iterable(groups)
+        pieces = _pieces(private, every) if private.is_new(gradients) else ()
         yield Holding(gradients, Category.GRADIENT, "gradient partitions", pieces=pieces)
     yield from buckets(read("ipg_buckets"))
     for tensor in tensors_of(read("_muon_allgather_buffers")):
@@ -63,7 +66,7 @@ def holdings_of_module(private: Private, module: torch.nn.Module) -> Iterator[Ho
         partition = private.read("parameter", parameter, "ds_tensor")
         # Those of trainable parameters lie in flat tensors.
         if partition is not None and is_alone(partition):
-            pieces = _pieces(private, [parameter])
+            pieces = _pieces(private, [parameter]) if private.is_new(partition) else ()
             yield Holding(partition, Category.WEIGHT, "partition of", parameter, pieces)
         secondary = private.read("parameter", parameter, "ds_secondary_tensor")
         if secondary is not None:
@@ -77,10 +80,13 @@ def gathered(private: Private, parameters: Iterable[Tensor]) -> Iterator[Holding
     Also of those that are not gathered at the moment: of which category they will be.
     """
     for parameter in parameters:
+        is_gathered = parameter.numel() > 0
+        if not is_gathered and not private.is_new(parameter):
+            continue
         if private.read("parameter", parameter, "ds_tensor") is None:
             continue
         stays = private.read("parameter", parameter, "ds_persist")
-        if not stays and parameter.numel():
+        if is_gathered and not stays:
             yield Holding(
                 parameter.data, Category.COMMUNICATION, "all-gathered", parameter=parameter
             )

@@ -42,6 +42,8 @@ importlib.import_module("torch._dynamo")
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 PATIENCE_S = 120
+PAUSE_S = 0.1
+"""A thread of gloo's may hold what it has reduced for a little longer."""
 
 
 def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer | None:
@@ -86,9 +88,10 @@ def train(engine: Any, config: dict[str, Any]) -> tuple[list[float], dict[str, l
         loss = nn.functional.mse_loss(engine(x).float(), target)
         times["forward"].append(time.time_ns())
         engine.backward(loss)
-        time.sleep(0.05)  # gloo's thread may hold what it has reduced for a little longer
+        time.sleep(PAUSE_S)
         times["backward"].append(time.time_ns())
         engine.step()
+        time.sleep(PAUSE_S)
         times["step"].append(time.time_ns())
         losses.append(loss.item())
     return losses, times
