@@ -50,12 +50,9 @@ def _answer(of: Fewest, gpu: Gpu) -> str:
         return f"{'-':>5}  does not fit on any number: {_stays(of.stays or {}, gpu)}"
     verdict = of.fewest.verdict
     text = f"{of.fewest.rung:>5}  {format_bytes(verdict.reserved_peak_bytes):>13}"
-    text += f"  {format_bytes(verdict.headroom_bytes):>10}"
-    return (
-        f"{text}  only just: the allocator has to give back what it has cached"
-        if (verdict.retries)
-        else text
-    )
+    if verdict.retries:
+        return f"{text}  only just: the allocator has to give back what it has cached"
+    return f"{text}  {format_bytes(verdict.headroom_bytes):>10}"
 
 
 def _stays(categories: Mapping[Category, int], gpu: Gpu) -> str:
