@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tests.support.jobs import run_memlens
+from tests.support.jobs import run_memlens, run_plain
 from tests.support.small_models import SMALL
 
 import memlens
@@ -57,6 +58,18 @@ def test_the_seed_decides(capsys: pytest.CaptureFixture[str]) -> None:
             ["--model", "convnext-t", "--batch", "1", "--checkpointing"],
             "convnext-t cannot recompute",
         ),
+        (
+            ["--model", "gpt2", "--batch", "1x8", "--zero", "3", "--fsdp"],
+            "--zero and --fsdp both spread the training state; give one of them",
+        ),
+        (
+            ["--model", "gpt2", "--batch", "1x8", "--offload", "optimizer"],
+            "--offload goes with --zero or --fsdp",
+        ),
+        (
+            ["--model", "gpt2", "--batch", "1x8", "--zero", "2", "--offload", "all"],
+            "--offload all moves parameters, which takes --zero 3",
+        ),
     ],
 )
 def test_what_cannot_be_trained(
@@ -69,6 +82,27 @@ def test_what_cannot_be_trained(
     assert output.out == ""
     assert output.err.startswith(f"memlens: {message}")
     assert output.err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--fsdp", "--dtype", "bf16", "--checkpointing"),
+        ("--zero", "1", "--accumulate", "2"),
+        ("--zero", "3", "--offload", "all", "--dtype", "bf16"),
+    ],
+    ids=" ".join,
+)
+def test_the_loss_falls_on_two_ranks(words: tuple[str, ...], tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    job = ("-m", "memlens.models.job", "--model", "llama-60m", "--batch", "2x8", "--steps", "2")
+    done = run_plain(sys.executable, *launcher, *job, *words, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    # The first rank speaks for all; DeepSpeed speaks as well.
+    said = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    first, second = losses("\n".join(said))
+    assert second < first
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
