@@ -13,6 +13,7 @@ from tests.support.fake_comparison import ok
 from memlens.catalogue.combinations import ShardingMode
 from memlens.catalogue.row import Row
 from memlens.catalogue.variant import parse_variant
+from memlens.cli.compare import compared_job
 from memlens.comparing.compare import compare_trials, sharded_trials
 from memlens.comparing.job import ComparedJob
 from memlens.comparing.on_ray import OnRay, run_there
@@ -171,3 +172,14 @@ def test_searches_side_by_side(machines: Machines) -> None:
 
     with pytest.raises(ValueError, match="3"):
         side_by_side(machines, fail, [3, 1, 2])
+
+
+def test_what_a_job_reads_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another ds_config is another job; a data set is not looked at."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.py", "ds.json", "run.yaml", "data.bin"):
+        (tmp_path / name).write_text(name)
+    words = ("train.py", "--deepspeed_config=ds.json", "data.bin", "none.json")
+    assert compared_job(words, None, None).files == (Path("train.py"), Path("ds.json"))
+    launch = ["accelerate", "launch", "--config_file", "run.yaml", "train.py"]
+    assert compared_job((), launch, None).files == (Path("run.yaml"), Path("train.py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ DEFAULT = ("adamw", "adamw-fused", "adamw-r", "adamw8bit", "adafactor", "lion")
 _MODEL_JOB = "memlens.models.job"
 _PLAN_ONLY = {"--plan", "--gpu", "--steps", "--settings"}
 """Options of a simulated comparison. Jobs have such options themselves."""
+_READ = frozenset({".py", ".json", ".yaml", ".yml", ".toml"})
+"""Files of a job whose change may change what it needs."""
 _THEIRS = "\0"
 """Stands before an option that looks like ours, on its way to the job."""
 
@@ -355,30 +358,32 @@ def compared_job(
         check(("--model", model, *words))
         own = ("-m", _MODEL_JOB, "--model", model, *words)
         shown = " ".join(("--model", model, *words))
-        given = (Path(word.rpartition("=")[2]) for word in words)
-        files = tuple(path for path in given if path.suffix == ".json")
-        return ComparedJob(own, _plain_name("-".join((model, *words))), shown, files)
+        return ComparedJob(own, _plain_name("-".join((model, *words))), shown, _files(words))
     if literal is not None and not words:
         parse_job(literal, module=None, literal=True)
         shown = " ".join(literal)
-        files = tuple(
-            path for word in literal if (path := Path(word)).suffix == ".py" and path.is_file()
-        )
-        return ComparedJob(("--", *literal), _plain_name(_script(literal)), shown, files)
+        return ComparedJob(("--", *literal), _plain_name(_script(literal)), shown, _files(literal))
     everything = [*words, *(literal or [])]
     if everything[:1] == ["-m"]:
         if len(everything) < 2:
             raise click.UsageError("-m needs the name of a module")
         name = everything[1].rpartition(".")[2]
-        return ComparedJob(tuple(everything), _plain_name(name), " ".join(everything))
+        shown = " ".join(everything)
+        return ComparedJob(tuple(everything), _plain_name(name), shown, _files(everything[2:]))
     if everything and everything[0].startswith("-"):
         raise click.UsageError(
             f"no such option: {everything[0]} (options of the job stand behind its script)"
         )
     parse_job(everything, module=None, literal=False)
     script = Path(everything[0])
-    files = (script,) if script.is_file() else ()
+    files = ((script,) if script.is_file() else ()) + _files(everything[1:])
     return ComparedJob(tuple(everything), _plain_name(script.stem), " ".join(everything), files)
+
+
+def _files(words: Sequence[str]) -> tuple[Path, ...]:
+    """Scripts and settings among the words of a job: results are used again while these are the same."""
+    given = (Path(word.rpartition("=")[2]) for word in words)
+    return tuple(path for path in given if path.suffix in _READ and path.is_file())
 
 
 def _script(words: list[str]) -> str:
