@@ -99,7 +99,6 @@ READS: dict[str, dict[str, Read]] = {
         ("round_robin_bit16_groups", None, "the same, as they lie in the flat weights"),
         ("round_robin_bit16_offsets?", None, "where each of them begins"),
         ("params_in_partition", None, "those of them that lie in this rank's partition"),
-        ("first_offset", None, "which element of the first of those is in the partition first"),
         ("partition_size", None, "elements of each group's partition"),
         ("real_dp_process_group", None, "who shares each group"),
         ("param_dict?", None, "parameters by the numbers that DeepSpeed gives them"),
@@ -151,7 +150,6 @@ READS: dict[str, dict[str, Read]] = {
     "gather": _reads(
         ("params", None, "parameters that are gathered together"),
         ("partitions", _COMMUNICATION, "each rank's part of the buffer"),
-        ("world_size", None, "how many ranks"),
     ),
 }
 """By class (that of `CLASSES`, parameters of stage 3, and gathers of several of those): what is read."""
