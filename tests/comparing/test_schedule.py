@@ -13,6 +13,7 @@ from tests.support.fake_comparison import ok
 from memlens.catalogue.combinations import ShardingMode
 from memlens.catalogue.row import Row
 from memlens.catalogue.variant import parse_variant
+from memlens.cli import main
 from memlens.cli.compare import compared_job
 from memlens.comparing.compare import compare_trials, sharded_trials
 from memlens.comparing.job import ComparedJob
@@ -181,5 +182,36 @@ def test_what_a_job_reads_is_part_of_it(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / name).write_text(name)
     words = ("train.py", "--deepspeed_config=ds.json", "data.bin", "none.json")
     assert compared_job(words, None, None).files == (Path("train.py"), Path("ds.json"))
-    launch = ["accelerate", "launch", "--config_file", "run.yaml", "train.py"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "run.yaml",
+        "train.py",
+    ]
     assert compared_job((), launch, None).files == (Path("run.yaml"), Path("train.py"))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--nproc", "2", "--", sys.executable, "train.py"), "a command behind -- starts its own"),
+        (("train.py", "--zero", "5"), "not a stage of ZeRO: '5'"),
+        (("train.py", "--ray-cpus", "2"), "--ray-cpus goes with --ray"),
+        (("train.py", "--zero", "1", "--baseline", "adamw@zero2"), "adamw@zero2 is none of"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: tuple[str, ...],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("raise SystemExit('it must not run')")
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", "--optimizer", "adamw", *words])
+    assert exit_.value.code == 2
+    assert reason in capsys.readouterr().err

@@ -222,7 +222,9 @@ def command(
     words = tuple(word.removeprefix(_THEIRS) for word in words)
     literal = ctx.meta["memlens.literal"]
     recording = () if stacks else ("--no-stacks",)
-    processes = asked_processes(nproc, literal, is_sharded=bool(modes))
+    # Behind a script, words after `--` are arguments of its own.
+    is_command = literal is not None and not words
+    processes = asked_processes(nproc, is_command=is_command, is_sharded=bool(modes))
     runner: Runner
     if plan:
         from memlens.cli.plan import asked_ranks, chosen_gpu, planned_job, simulated_runner

@@ -29,13 +29,13 @@ def asked_modes(zero: str | None, fsdp: bool) -> list[ShardingMode]:
     return [*(read_stages(zero) if zero else ()), *([ShardingMode.FSDP] if fsdp else ())]
 
 
-def asked_processes(nproc: int | None, literal: Sequence[str] | None, *, is_sharded: bool) -> int:
+def asked_processes(nproc: int | None, *, is_command: bool, is_sharded: bool) -> int:
     """On how many processes of this machine the job is started; 0: it starts them itself, or is one.
 
     Raises:
         UsageError: a command is to be started several times.
     """
-    if literal is not None:
+    if is_command:
         if nproc is not None:
             raise click.UsageError(
                 "--nproc starts a script or a --model on several processes; a command behind -- starts "
