@@ -42,6 +42,8 @@ class FullyShardAdapter:
 
     def __init__(self) -> None:
         self._groups: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._told: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        """Where the shard of each parameter was when it was told."""
 
     def install(self, recorder: Recorder, undo: ExitStack) -> None:
         """Learn of groups as they are made, and hook into what moves their memory."""
@@ -77,11 +79,15 @@ class FullyShardAdapter:
             watch_calls(recorder, undo, owner, name, before=before.get(name), after=after[name])
 
     def holdings(self) -> Iterable[Holding]:
-        """What all groups hold."""
+        """What all groups hold, but for what is the same as before; what moves is told as it moves."""
         for group in list(self._groups):
             for each in self._parameters(group):
-                yield from self._shard(each)
-                yield from self._gathered(each)
+                shard = self._private.read(_PARAMETER, each, "_sharded_param_data")
+                place = 0 if shard is None else shard.data_ptr()
+                if not place or self._told.get(each) != place:
+                    self._told[each] = place
+                    yield from self._shard(each)
+                    yield from self._gathered(each)
             yield from self._reduced(group)
 
     # -- hooks ---------------------------------------------------------------------------------

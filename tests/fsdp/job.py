@@ -139,7 +139,7 @@ def fsdp2(
     **options: Any,
 ) -> Training:
     model = net()
-    options["mesh"] = init_device_mesh("cpu", (dist.get_world_size(),))
+    options.setdefault("mesh", init_device_mesh("cpu", (dist.get_world_size(),)))
     for layer in model.layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
@@ -185,6 +185,18 @@ def fsdp2_by_columns() -> Training:
         fully_shard(layer, mesh=mesh, shard_placement_fn=place)
     fully_shard(model, mesh=mesh)
     return Training(model, adamw(model))
+
+
+def fsdp2_for_fewer_ranks() -> Training:
+    """After a forward, two ranks share what all of them share else; one of one or two keeps it."""
+    return fsdp2(reshard_after_forward=2 if dist.get_world_size() > 2 else False)
+
+
+def fsdp2_on_replicas() -> Training:
+    """Pairs of ranks share a model, and all pairs reduce its gradients."""
+    pairs = -(-dist.get_world_size() // 2)
+    shape = (pairs, dist.get_world_size() // pairs)
+    return fsdp2(mesh=init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
 
 
 def adamw8bit(model: nn.Module) -> torch.optim.Optimizer:
@@ -247,6 +259,8 @@ WAYS: dict[str, Callable[[], Training]] = {
     "fsdp2-columns": fsdp2_by_columns,
     "fsdp2-accumulate": lambda: fsdp2(micro_batches=2),
     "fsdp2-accumulate-unsharded": lambda: fsdp2(micro_batches=2, synchronise_each=False),
+    "fsdp2-fewer": fsdp2_for_fewer_ranks,
+    "fsdp2-replicas": fsdp2_on_replicas,
     "fsdp2-adamw8bit": lambda: fsdp2(adamw8bit, net=even),
     "fsdp2-adamw-r": lambda: fsdp2(adamw_r),
     "fsdp2-galore": lambda: fsdp2(galore, net=even),

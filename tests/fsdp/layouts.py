@@ -47,8 +47,14 @@ def units(way: str) -> list[list[Parameter]]:
     return [*inner, [e for e in every if not e.name.startswith("layers.")]]
 
 
+def shards(way: str, world_size: int) -> int:
+    """How many ranks share a model."""
+    return min(world_size, 2) if way == "fsdp2-replicas" else world_size
+
+
 def groups_of(way: str, world_size: int) -> tuple[FsdpGroup, ...]:
     """What FSDP2 gathers."""
+    world_size = shards(way, world_size)
     fsdp = Fsdp(world_size, gather_bytes=2 if way == "fsdp2-bf16" else None)
     return fsdp_layout(fsdp, units(way), 0)[1]
 
@@ -75,7 +81,8 @@ def expected(way: str, rank: int, world_size: int) -> RankLayout:
             gather_bytes=2 if "bf16" in way else None,
         )
         return flat_fsdp_layout(flat, units(way), rank)[0]
-    layout, _ = fsdp_layout(Fsdp(world_size), units(way), rank)
+    world_size = shards(way, world_size)
+    layout, _ = fsdp_layout(Fsdp(world_size), units(way), rank % world_size)
     return _by_columns(layout, world_size) if way == "fsdp2-columns" else layout
 
 

@@ -37,7 +37,7 @@ class OptimizerObserver:
             weakref.WeakKeyDictionary()
         )
         self._tagged: weakref.WeakKeyDictionary[
-            torch.optim.Optimizer, dict[tuple[int, str], int]
+            torch.optim.Optimizer, dict[tuple[int, str], tuple[int, int]]
         ] = weakref.WeakKeyDictionary()
         self._seen: set[int] = set()
         self._stepped: dict[int, int] = {}
@@ -228,12 +228,14 @@ class OptimizerObserver:
                 self._tag_deep(owner, "state", state)
                 continue
             key_of_owner = id(owner)
+            known = self._parameters.find(owner) if isinstance(owner, torch.Tensor) else None
+            divided = 0 if known is None else len(known.pieces)  # may become known later
             for name, value in state.items():
                 if type(value) is torch.Tensor:
                     if value.layout is torch.strided:
-                        address = value.data_ptr()
-                        if tagged.get((key_of_owner, name)) != address:
-                            tagged[key_of_owner, name] = address
+                        place = value.data_ptr(), divided
+                        if tagged.get((key_of_owner, name)) != place:
+                            tagged[key_of_owner, name] = place
                             self._tag(owner, str(name), value)
                 elif value is not None and not isinstance(value, (int, float, bool, str)):
                     self._tag_deep(owner, str(name), value)
@@ -255,13 +257,14 @@ class OptimizerObserver:
             if parts and type(parts[0][1]) is not torch.Tensor:  # distributed and quantised
                 self._tag(owner, name, parts[0][1])
                 return
-        text = name if known is None else f"{name} of {known.label}"
         master = "master" in name.lower() or "fp32_param" in name.lower()
         category = Category.MASTER_WEIGHT if master else Category.OPTIMIZER_STATE
         self._recorder.tag(
             tensor,
             category,
-            self._recorder.names.intern(NameKind.TENSOR, text),
+            self._recorder.names.intern(NameKind.TENSOR, name)
+            if known is None
+            else self._parameters.name_after(known, f"{name} of ", known.suffix),
             module=-1 if known is None else known.module,
         )
         if known is not None and known.pieces and tensor.numel() == owner.numel():
