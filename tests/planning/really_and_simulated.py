@@ -37,8 +37,8 @@ def really_and_simulated(
         ranks: those to be simulated.
     """
     launcher = ("torchrun", "--standalone", "--nproc-per-node", str(world_size))
-    words = ("--device", "cpu", "--no-stacks", "--out", "real", "--", *launcher, JOB, kind)
-    done = run_memlens("run", *words, cwd=folder, timeout=TIMEOUT_S)
+    recording = ("--device", "cpu", "--no-stacks", "--out", "real")
+    done = run_memlens("run", *recording, "--", *launcher, JOB, kind, cwd=folder, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-4000:]
     real = memlens.load(folder / "real")
     assert real.problems == ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -115,11 +115,8 @@ def zero(place: int, settings: dict[str, Any], device: torch.device) -> None:
 
 def fsdp(place: int, name: str, device: torch.device) -> None:
     """Train under `fully_shard`, or its predecessor."""
-    network = Odd()
-    if name.startswith("FSDP1"):
-        network = _in_fsdp1(network, name, device)
-    else:
-        _fully_shard(network, name, device)
+    shard = _in_fsdp1 if name.startswith("FSDP1") else _fully_shard
+    network = shard(Odd(), name, device)
     optimizer = torch.optim.AdamW(network.parameters())
     for _ in range(2):
         optimizer.zero_grad()
@@ -129,7 +126,7 @@ def fsdp(place: int, name: str, device: torch.device) -> None:
     marked(place, STEP, device)
 
 
-def _fully_shard(network: nn.Module, name: str, device: torch.device) -> None:
+def _fully_shard(network: Odd, name: str, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -143,9 +140,10 @@ def _fully_shard(network: nn.Module, name: str, device: torch.device) -> None:
     for block in network.blocks:
         fully_shard(block, **settings)
     fully_shard(network, **settings)
+    return network
 
 
-def _in_fsdp1(network: nn.Module, name: str, device: torch.device) -> nn.Module:
+def _in_fsdp1(network: Odd, name: str, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
@@ -168,6 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     run: Callable[[int, Any, torch.device], None]
+    configurations: Sequence[Any]
     if sys.argv[1] != "fsdp":
         import deepspeed.ops
 

@@ -39,7 +39,7 @@ class Sharding:
 
 def begin_ranks(device: torch.device) -> torch.device:
     """Join the other ranks; of several devices a rank takes its own."""
-    distributed = torch.distributed
+    distributed: Any = torch.distributed
     index = int(os.environ.get("LOCAL_RANK", 0))
     if device.type == "cuda":
         device = torch.device("cuda", index)
@@ -49,8 +49,8 @@ def begin_ranks(device: torch.device) -> torch.device:
         if "RANK" in os.environ:
             distributed.init_process_group(backend)
         else:
-            alone: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
-            distributed.init_process_group(backend, **alone)
+            store = distributed.HashStore()
+            distributed.init_process_group(backend, store=store, rank=0, world_size=1)
             # DeepSpeed asks the environment.
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     return device
