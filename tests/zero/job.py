@@ -65,7 +65,11 @@ def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer | None:
 def make_engine(name: str) -> Any:
     """DeepSpeed's own, of a configuration."""
     torch.manual_seed(0)
-    model = Model()
+    # Within this, parameters are partitioned as soon as their modules are made.
+    partitioned = "init" in name.split("-")
+    init = deepspeed.zero.Init(config_dict_or_path=settings(name)) if partitioned else nullcontext()
+    with init:
+        model = Model()
     optimizer = make_optimizer(name, model)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -31,6 +31,7 @@ MORE = [
     "stage3-bf16-accumulate-offloadall",
     "stage2-bf16-late",
     "stage3-fp32-late",
+    "stage3-bf16-init",
 ]
 NAMES = {1: MATRIX, 2: MATRIX + MORE, 4: MATRIX}
 
@@ -57,6 +58,8 @@ def parameters_of(name: str) -> tuple[list[Parameter], list[list[str]]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [Parameter(name, tuple(each.shape)) for each, name in names.items()]
     groups = [[names[each] for each in group["params"]] for group in groups_of(model)]
+    if "init" in name.split("-"):  # the job sees vectors only: what is partitioned has no shape
+        groups = [list(names.values())]
     return parameters, groups
 
 
