@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memlens.planning.search import Try
     from memlens.planning.simulated import Simulated
 
-__all__ = ["fit"]
+__all__ = ["fit", "floors_of"]
 
 
 def fit(
@@ -72,7 +72,7 @@ def fit(
 
     job = make(words)
     folder = (out or Path(DEFAULT_FOLDER, f"fit-{job.name}")).absolute()
-    floors = _floors(model, words)
+    floors = floors_of(model, words)
     kinds: Sequence[ShardingMode | None] = modes or ([None] if model is None else _every_mode())
     jobs: dict[ShardingMode | None, ComparedJob] = {}
     refused: dict[ShardingMode | None, str] = {}
@@ -161,7 +161,7 @@ def _fewest(
     return fewest_gpus(variant.name, mode, card, measure, floor)
 
 
-def _floors(
+def floors_of(
     model: str | None, words: tuple[str, ...]
 ) -> Callable[[ShardingMode | None, Variant], Floor | None]:
     """What a built-in job holds at least; nothing is known of a script before it runs."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memlens.catalogue.gpus import Gpu
     from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
+    from memlens.planning.by_layout import LayoutPlan
     from memlens.planning.plan import Plan
     from memlens.planning.ranks import Ranks
     from memlens.planning.search import Found
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobCommand",
-    "asked_mode",
-    "asked_ranks",
     "asked_variant",
     "chosen_gpu",
     "command",
@@ -222,7 +221,8 @@ def command(
     from memlens.catalogue.gpus import GPUS
     from memlens.catalogue.variant import AS_IS
     from memlens.cli.compare import split_names
-    from memlens.cli.sharding import asked_modes
+    from memlens.cli.sharding import asked_mode, asked_modes, asked_ranks
+    from memlens.errors import SimulationError
     from memlens.planning.plan import make_plan
     from memlens.planning.progress import planning
     from memlens.planning.simulate import DEFAULT_GPU, simulate
@@ -268,62 +268,35 @@ def command(
         raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
     job = planned_job(words, literal, model, steps, mode)
     folder = _folder(out, job.name)
-    with planning(job.shown) as tell:
-        result = simulate(
-            job,
-            card or GPUS[DEFAULT_GPU],
-            folder,
-            name=variant.name,
-            stand_in=None if variant.row is None else variant.name,
-            steps=steps,
-            allocator=settings,
-            ranks=ranks,
-            options=recording,
-            tell=tell,
-        )
-    if mode is not None and variant.row is not None:
-        result = replace(result, notes=(*cautions(variant.row, mode), *result.notes))
-    _print(make_plan(result, card, ranks, mode), rollup=rollup, as_json=as_json)
+    try:
+        with planning(job.shown) as tell:
+            result = simulate(
+                job,
+                card or GPUS[DEFAULT_GPU],
+                folder,
+                name=variant.name,
+                stand_in=None if variant.row is None else variant.name,
+                steps=steps,
+                allocator=settings,
+                ranks=ranks,
+                options=recording,
+                tell=tell,
+            )
+        if mode is not None and variant.row is not None:
+            result = replace(result, notes=(*cautions(variant.row, mode), *result.notes))
+        made = make_plan(result, card, ranks, mode)
+    except SimulationError as error:
+        if model is None or mode is None or ranks is None:
+            raise
+        from memlens.cli.fit import floors_of
+        from memlens.planning.by_layout import LayoutPlan
 
-
-def asked_mode(zero: str | None, fsdp: bool, variant: Variant) -> ShardingMode | None:
-    """The kind of sharding that was asked for; None: none was.
-
-    Raises:
-        UsageError: there are several, or the optimizer does not run so.
-    """
-    from memlens.catalogue.combinations import refusal
-    from memlens.cli.sharding import asked_modes
-
-    modes = asked_modes(zero, fsdp)
-    if not modes:
-        return None
-    if len(modes) > 1:
-        names = ", ".join(each.label for each in modes)
-        raise click.UsageError(f"{names}: one plan is of one of them; several go with --fit")
-    row = variant.row
-    reason = "" if row is None else refusal(row, modes[0], no_retain_grad=variant.no_retain_grad)
-    if reason:
-        raise click.UsageError(reason)
-    return modes[0]
-
-
-def asked_ranks(
-    world_size: int | None, rank: int, literal: Sequence[str] | None, *, is_sharded: bool
-) -> Ranks | None:
-    """Which rank is to be simulated; None: nobody asked for ranks.
-
-    Raises:
-        UsageError: there is no such rank, or the job would start several.
-    """
-    from memlens.planning.ranks import Ranks, refuse_launcher
-
-    if world_size is None:
-        if rank:
-            raise click.UsageError("--rank says which of --world-size; give both")
-        return Ranks(1) if is_sharded else None
-    refuse_launcher(literal or ())
-    return Ranks(world_size, rank)
+        floor = floors_of(model, words)(mode, variant)
+        assert floor is not None
+        held = floor.categories_at(ranks.world_size, ranks.rank)
+        _print_layout(LayoutPlan(str(error), ranks, mode, held, card), as_json=as_json)
+        return
+    _print(made, rollup=rollup, as_json=as_json)
 
 
 def simulated_runner(
@@ -513,3 +486,15 @@ def _print(plan: Plan, *, rollup: bool, as_json: bool) -> None:
         click.echo(line)
     click.echo()
     print_report(plan.capture, options, make_console())
+
+
+def _print_layout(plan: LayoutPlan, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"plan": plan.to_json()}, indent=2))
+        return
+    from memlens.report.plan.by_layout import layout_lines
+
+    for line in layout_lines(plan):
+        click.echo(line)

@@ -1,4 +1,4 @@
-"""What `--zero`, `--fsdp` and `--nproc` of `memlens compare` mean for a job."""
+"""What `--zero`, `--fsdp`, `--nproc`, `--world-size` and `--rank` mean for a job."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import click
 
 if TYPE_CHECKING:
     from memlens.catalogue.combinations import ShardingMode
+    from memlens.catalogue.variant import Variant
     from memlens.comparing.job import ComparedJob
+    from memlens.planning.ranks import Ranks
 
-__all__ = ["asked_modes", "asked_processes", "sharded_jobs"]
+__all__ = ["asked_mode", "asked_modes", "asked_processes", "asked_ranks", "sharded_jobs"]
 
 DEFAULT_PROCESSES = 2
 """With sharding, where there are not several GPUs."""
@@ -27,6 +29,45 @@ def asked_modes(zero: str | None, fsdp: bool) -> list[ShardingMode]:
     from memlens.catalogue.combinations import ShardingMode, read_stages
 
     return [*(read_stages(zero) if zero else ()), *([ShardingMode.FSDP] if fsdp else ())]
+
+
+def asked_mode(zero: str | None, fsdp: bool, variant: Variant) -> ShardingMode | None:
+    """The kind of sharding that was asked for; None: none was.
+
+    Raises:
+        UsageError: there are several, or the optimizer does not run so.
+    """
+    from memlens.catalogue.combinations import refusal
+
+    modes = asked_modes(zero, fsdp)
+    if not modes:
+        return None
+    if len(modes) > 1:
+        names = ", ".join(each.label for each in modes)
+        raise click.UsageError(f"{names}: one plan is of one of them; several go with --fit")
+    row = variant.row
+    reason = "" if row is None else refusal(row, modes[0], no_retain_grad=variant.no_retain_grad)
+    if reason:
+        raise click.UsageError(reason)
+    return modes[0]
+
+
+def asked_ranks(
+    world_size: int | None, rank: int, literal: Sequence[str] | None, *, is_sharded: bool
+) -> Ranks | None:
+    """Which rank is to be simulated; None: nobody asked for ranks.
+
+    Raises:
+        UsageError: there is no such rank, or the job would start several.
+    """
+    from memlens.planning.ranks import Ranks, refuse_launcher
+
+    if world_size is None:
+        if rank:
+            raise click.UsageError("--rank says which of --world-size; give both")
+        return Ranks(1) if is_sharded else None
+    refuse_launcher(literal or ())
+    return Ranks(world_size, rank)
 
 
 def asked_processes(nproc: int | None, *, is_command: bool, is_sharded: bool) -> int:
