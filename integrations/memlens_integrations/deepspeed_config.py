@@ -46,7 +46,7 @@ def changed_config(
     zero = dict(zero) if isinstance(zero, dict) else {}
     zero["stage"] = stage
     for part, least in (("offload_param", 3), ("offload_optimizer", 1)):
-        if stage < least and zero.pop(part, None):
+        if stage < least and _offloads(zero.pop(part, None)):
             notes.append(f"{part} is left out: ZeRO {stage} has no such thing")
     changed["zero_optimization"] = zero
     row = variant.row
@@ -57,10 +57,17 @@ def changed_config(
         notes.append(
             "zero_allow_untested_optimizer is set: DeepSpeed has no tests of this optimizer"
         )
-    if zero.get("offload_optimizer") and changed.get("zero_force_ds_cpu_optimizer", True):
+    if _offloads(zero.get("offload_optimizer")) and changed.get(
+        "zero_force_ds_cpu_optimizer", True
+    ):
         changed["zero_force_ds_cpu_optimizer"] = False
         notes.append("zero_force_ds_cpu_optimizer is off: this optimizer steps on the CPU as it is")
     return changed, notes
+
+
+def _offloads(part: Any) -> bool:
+    """Whether a part of the config says where to; it may also say `none`."""
+    return isinstance(part, Mapping) and part.get("device", "none") != "none"
 
 
 def replace_stage(

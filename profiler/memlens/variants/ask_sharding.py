@@ -92,6 +92,8 @@ def _advice(mode: ShardingMode) -> str:
             "": "torch.distributed.fsdp.fully_shard for each block and for the model",
         }
         what = "does not use FSDP, so there are no shards"
+        if "accelerate" in sys.modules and not torch.accelerator.is_available():
+            what += " (without a GPU, Accelerate quietly takes DDP in its place)"
     else:
         how = {
             "transformers.trainer": 'TrainingArguments(deepspeed="ds_config.json")',
