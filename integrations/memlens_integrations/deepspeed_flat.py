@@ -18,7 +18,17 @@ from memlens.adapters import Holding, Piece
 from memlens.events import Category
 from memlens_integrations.deepspeed_private import Private
 
-__all__ = ["early_gradients", "holdings_of_bf16", "holdings_of_flat", "holdings_of_fp16", "rank_in"]
+__all__ = [
+    "buckets",
+    "early_gradients",
+    "holdings_of_bf16",
+    "holdings_of_flat",
+    "holdings_of_fp16",
+    "norms",
+    "pieces_of",
+    "rank_in",
+    "tensors_of",
+]
 
 Tensor = torch.Tensor
 

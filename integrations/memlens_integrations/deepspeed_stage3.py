@@ -17,7 +17,14 @@ from memlens.events import Category
 from memlens_integrations.deepspeed_flat import buckets, norms, rank_in, tensors_of
 from memlens_integrations.deepspeed_private import Private
 
-__all__ = ["gathered", "holdings_of_gather", "holdings_of_module", "holdings_of_stage_3"]
+__all__ = [
+    "address_of",
+    "gathered",
+    "holdings_of_gather",
+    "holdings_of_module",
+    "holdings_of_stage_3",
+    "is_alone",
+]
 
 Tensor = torch.Tensor
 

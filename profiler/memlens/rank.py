@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memlens.analysis.block_texts import BlockTexts
 from memlens.analysis.growth import find_growth
 from memlens.analysis.steps import StepBounds, step_bounds
 from memlens.answers import (
     Allocation,
     Coverage,
-    Frame,
     Gauge,
     Growth,
     ModuleUsage,
     OutOfMemory,
-    Part,
     Peak,
     Place,
     Slack,
     Step,
     Timeline,
 )
+from memlens.attribution.by_part import by_part
 from memlens.attribution.device import DeviceHistory
 from memlens.attribution.gauges import read_gauges
-from memlens.attribution.lifetimes import FOREVER, Lifetimes
+from memlens.attribution.lifetimes import Lifetimes
 from memlens.attribution.rules import Attribution
 from memlens.attribution.segments import PHASES, Segments
 from memlens.disk.format import codes
@@ -48,18 +47,8 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _WEIGHT = codes(Category)["weight"]
-_WORKED_OUT = ("_history", "_bounds", "_stacks", "coverage")
+_WORKED_OUT = ("_history", "_bounds", "_described", "coverage")
 """What a rank keeps of what it was asked."""
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Parallel arrays: blocks, or parts of blocks."""
-
-    name: Array
-    module: Array
-    category: Array
-    size_bytes: Array
 
 
 class RankCapture:
@@ -110,6 +99,10 @@ class RankCapture:
     @cached_property
     def _history(self) -> DeviceHistory:
         return DeviceHistory(self._data, self._device)
+
+    @cached_property
+    def _described(self) -> BlockTexts:
+        return BlockTexts(self._data.names, self._history)
 
     # -- parts, worked out when first asked for; for those who go beyond the questions below -----
 
@@ -218,7 +211,7 @@ class RankCapture:
         return Place(
             step=int(self.segments.step[segment]),
             phase=PHASES[self.segments.phase[segment]],
-            module=self._module_name(int(self.segments.module[segment])),
+            module=self._described.module_name(int(self.segments.module[segment])),
         )
 
     def steps(self) -> tuple[Step, ...]:
@@ -256,7 +249,7 @@ class RankCapture:
         alive = self._alive_after(self._moment(time_ns))
         weights = alive & (self.attribution.category == _WEIGHT)
         sums = dict.fromkeys(WeightKind, 0)
-        rows = self._by_part(weights)
+        rows = by_part(self.blocks, self.attribution, weights)
         for name, size in zip(rows.name.tolist(), rows.size_bytes.tolist(), strict=True):
             sums[self._data.names.weight_kind.get(name, WeightKind.UNKNOWN)] += size
         return sums
@@ -302,7 +295,7 @@ class RankCapture:
         """
         alive = np.flatnonzero(self._alive_after(self._moment(time_ns)))
         order = np.argsort(-self.blocks.size_bytes[alive], kind="stable")
-        return tuple(self._allocation(int(number)) for number in alive[order][:top])
+        return tuple(self.allocation(int(number)) for number in alive[order][:top])
 
     def modules_at(
         self, time_ns: int | None = None, top: int | None = 20
@@ -315,7 +308,8 @@ class RankCapture:
             time_ns: the moment; None for the peak.
             top: how many; None for all.
         """
-        rows = self._by_part(self._alive_after(self._moment(time_ns)))
+        alive = self._alive_after(self._moment(time_ns))
+        rows = by_part(self.blocks, self.attribution, alive)
         module, category, size = rows.module, rows.category, rows.size_bytes
         held: dict[str, tuple[str, dict[Category, int]]] = {}
         groups, inverse = np.unique(
@@ -339,41 +333,24 @@ class RankCapture:
         return tuple(
             Growth(
                 category=CATEGORIES[self.attribution.category[item.example]],
-                module=self._module_name(int(self.attribution.module[item.example])),
+                module=self._described.module_name(int(self.attribution.module[item.example])),
                 name=self._data.names.tensor.get(int(self.attribution.name[item.example]), ""),
                 bytes_per_step=item.bytes_per_step,
                 first_bytes=item.first_bytes,
                 last_bytes=item.last_bytes,
                 steps=item.steps,
-                stack=self._stack(int(self.blocks.stack[item.example])),
+                stack=self._described.stack(int(self.blocks.stack[item.example])),
             )
             for item in found[:top]
         )
 
+    def allocation(self, row: int) -> Allocation:
+        """The block in a row of `to_arrow()`."""
+        return self._described.allocation(row)
+
     def to_arrow(self) -> pa.Table:
         """Every block as a row of an Arrow table: what, where, from when to when."""
-        attribution, blocks = self.attribution, self.blocks
-        place = attribution.segment
-        names = self._data.names
-        forever = blocks.free_ns == FOREVER
-        return pa.table(
-            {
-                "alloc_ns": blocks.alloc_ns,
-                "free_ns": pa.array(blocks.free_ns, mask=forever),
-                "address": blocks.address,
-                "size_bytes": blocks.size_bytes,
-                "category": _texts(attribution.category, [c.value for c in CATEGORIES]),
-                "certainty": _texts(attribution.certainty, [c.value for c in _CERTAINTIES]),
-                "phase": _texts(self.segments.phase[place], [p.value for p in PHASES]),
-                "step": self.segments.step[place],
-                "module": pa.array(
-                    [names.module.get(n, ("", ""))[0] for n in attribution.module.tolist()]
-                ).dictionary_encode(),
-                "name": pa.array(
-                    [names.tensor.get(n, "") for n in attribution.name.tolist()]
-                ).dictionary_encode(),
-            }
-        )
+        return self._described.to_arrow()
 
     @property
     def allocator_settings(self) -> AllocatorSettings:
@@ -401,7 +378,7 @@ class RankCapture:
         """
         row = int(np.flatnonzero(~self._history.is_census)[event])
         position = int(np.searchsorted(self.blocks.row, row))
-        return self._allocation(int(np.flatnonzero(self.blocks.first == position)[0]))
+        return self.allocation(int(np.flatnonzero(self.blocks.first == position)[0]))
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -433,94 +410,3 @@ class RankCapture:
             else:
                 columns.append([0] * len(events))
         return (dict(zip(CATEGORIES, row, strict=True)) for row in zip(*columns, strict=True))
-
-    def _module_name(self, number: int) -> str:
-        return self._data.names.module.get(number, ("", ""))[0]
-
-    def _weight_kind(self, number: int) -> WeightKind:
-        """Of a block; where several share it, of the first one of which it is known."""
-        parts = self.attribution.parts
-        names = [self.attribution.name[number], *parts.name[list(parts.of(number))]]
-        kinds = (self._data.names.weight_kind.get(int(name)) for name in names)
-        return next(
-            (kind for kind in kinds if kind not in (None, WeightKind.UNKNOWN)), WeightKind.UNKNOWN
-        )
-
-    def _by_part(self, chosen: Array) -> _Rows:
-        """Chosen blocks (a mask), those that are shared cut into their parts and what is left."""
-        found, parts = self.attribution, self.attribution.parts
-        number = np.flatnonzero(chosen)
-        size = self.blocks.size_bytes.copy()
-        inner = parts.within(chosen)
-        holder = parts.block[inner]
-        np.subtract.at(size, holder, parts.size_bytes[inner])
-        # Nothing may be left of a shared block; others are there even if they are empty.
-        number = number[(size[number] > 0) | (self.blocks.size_bytes[number] == 0)]
-        owner = np.where(parts.module[inner] >= 0, parts.module[inner], found.module[holder])
-        return _Rows(
-            name=np.append(found.name[number], parts.name[inner]),
-            module=np.append(found.module[number], owner),
-            category=np.append(found.category[number], found.category[holder]),
-            size_bytes=np.append(size[number], parts.size_bytes[inner]),
-        )
-
-    def _parts(self, number: int) -> tuple[Part, ...]:
-        parts, names = self.attribution.parts, self._data.names
-        return tuple(
-            Part(
-                name=names.tensor.get(int(parts.name[each]), ""),
-                module=self._module_name(int(parts.module[each])),
-                offset_bytes=int(parts.offset_bytes[each]),
-                size_bytes=int(parts.size_bytes[each]),
-            )
-            for each in parts.of(number)
-        )
-
-    @cached_property
-    def _stacks(self) -> dict[int, tuple[Frame, ...]]:
-        """Those that were asked for: thousands of blocks come from a few places."""
-        return {}
-
-    def _stack(self, number: int) -> tuple[Frame, ...]:
-        if number not in self._stacks:
-            self._stacks[number] = self._walk(number)
-        return self._stacks[number]
-
-    def _walk(self, number: int) -> tuple[Frame, ...]:
-        frames: list[Frame] = []
-        table = self._data.names.stack
-        while (entry := table.get(number)) is not None and len(frames) < 1000:
-            parent, function, place = entry
-            file, _, line = place.rpartition(":")
-            frames.append(Frame(function, file, int(line) if line.isdigit() else 0))
-            if parent >= number:  # frames are numbered after the ones that called them
-                break
-            number = parent
-        return tuple(reversed(frames))
-
-    def _allocation(self, number: int) -> Allocation:
-        blocks, attribution, names = self.blocks, self.attribution, self._data.names
-        place = int(attribution.segment[number])
-        free_ns = int(blocks.free_ns[number])
-        return Allocation(
-            address=int(blocks.address[number]),
-            size_bytes=int(blocks.size_bytes[number]),
-            category=CATEGORIES[attribution.category[number]],
-            certainty=_CERTAINTIES[attribution.certainty[number]],
-            name=names.tensor.get(int(attribution.name[number]), ""),
-            module=self._module_name(int(attribution.module[number])),
-            phase=PHASES[self.segments.phase[place]],
-            step=int(self.segments.step[place]),
-            alloc_ns=int(blocks.alloc_ns[number]),
-            free_ns=None if free_ns == FOREVER else free_ns,
-            preexisting=bool(blocks.preexisting[number]),
-            stack=self._stack(int(blocks.stack[number])),
-            weight_kind=(
-                self._weight_kind(number) if attribution.category[number] == _WEIGHT else None
-            ),
-            parts=self._parts(number),
-        )
-
-
-def _texts(positions: Array, values: list[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int8()), pa.array(values))

@@ -180,7 +180,7 @@ def test_a_partition_gradient_and_state_have_the_pieces_of_the_master(
     seen: dict[tuple[Category, str], list[Allocation]] = {}
     for row in range(len(flat_run.blocks.first)):
         if flat_run.blocks.size_bytes[row] == size and flat_run.attribution.parts.of(row):
-            block = flat_run._allocation(row)
+            block = flat_run.allocation(row)
             seen.setdefault((block.category, block.name), []).append(block)
     assert set(seen) == {
         (Category.MASTER_WEIGHT, "flat master"),
@@ -213,7 +213,7 @@ def test_a_flat_partition_counts_for_the_modules_in_it(flat_run: RankCapture) ->
 
 def test_what_was_concluded_is_said_to_be(flat_run: RankCapture) -> None:
     buckets = [
-        flat_run._allocation(row)
+        flat_run.allocation(row)
         for row in np.flatnonzero(flat_run.blocks.size_bytes == 4 * 64).tolist()
     ]
     assert [(each.category, each.name, each.certainty) for each in buckets] == 3 * [

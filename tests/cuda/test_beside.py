@@ -66,7 +66,7 @@ def test_a_workspace_is_known_by_its_size(
             optimizer.step()
     rank = session.capture.ranks[0]
     (block,) = [
-        rank._allocation(number)
+        rank.allocation(number)
         for number in range(len(rank.blocks.first))
         if rank.blocks.requested_bytes[number] == size
     ]

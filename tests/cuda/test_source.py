@@ -59,7 +59,7 @@ def told(rank: RankCapture) -> list[tuple[object, ...]]:
             block.step,
             rank.blocks.requested_bytes[number],
         )
-        for number, block in enumerate(map(rank._allocation, range(len(rank.blocks.first))))
+        for number, block in enumerate(map(rank.allocation, range(len(rank.blocks.first))))
     ]
 
 

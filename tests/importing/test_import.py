@@ -101,7 +101,7 @@ def test_a_training_in_its_categories(tmp_path: Path, settings: str) -> None:
     assert sum(rank.categories_at(2**62 - 1).values()) == allocator.allocated_bytes
     count = {category: 0 for category in Category}
     for number in range(len(rank.blocks.first)):
-        count[rank._allocation(number).category] += 1
+        count[rank.allocation(number).category] += 1
     assert {category.value: number for category, number in count.items() if number} == {
         "weight": 2,
         "activation": 6,  # two per step and the loss

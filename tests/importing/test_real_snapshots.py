@@ -97,7 +97,7 @@ def test_stacks_confirm_nine_tenths_at_the_peak(imported: Import) -> None:
     gradients: Counter[int] = Counter()
     weights: list[tuple[int, int]] = []
     for number in range(len(rank.blocks.first)):
-        block = rank._allocation(number)
+        block = rank.allocation(number)
         if not (block.alloc_ns <= peak.time_ns and (block.free_ns or 2**63) > peak.time_ns):
             continue
         requested = int(rank.blocks.requested_bytes[number])
@@ -125,7 +125,7 @@ def test_stacks_confirm_nine_tenths_at_the_peak(imported: Import) -> None:
 
 def test_phases_are_told_apart(imported: Import) -> None:
     rank, _ = imported("adam_mlp_complete")
-    phases = [rank._allocation(number).phase.value for number in range(len(rank.blocks.first))]
+    phases = [rank.allocation(number).phase.value for number in range(len(rank.blocks.first))]
     order = list(dict.fromkeys(phases))
     assert order == ["init", "forward", "backward", "optimizer"]
     # A network of one matrix of 38 MiB: AdamW keeps two, and foreach needs one more in its step.

@@ -85,6 +85,6 @@ def categories(rank: RankCapture) -> dict[str, list[int]]:
     """Requested bytes of all blocks by category, in MiB."""
     found: dict[str, list[int]] = {}
     for number in range(len(rank.blocks.first)):
-        name = rank._allocation(number).category.value
+        name = rank.allocation(number).category.value
         found.setdefault(name, []).append(int(rank.blocks.requested_bytes[number]) // MIB)
     return {name: sorted(sizes) for name, sizes in found.items()}

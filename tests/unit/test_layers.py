@@ -22,6 +22,7 @@ LAYERS = (
         "allocator",
         "options",
         "torch_private",
+        "torch_private_distributed",
         "catalogue",
         "models",
         "optim",

@@ -18,7 +18,7 @@ from memlens.events import Category, Certainty, NameKind, WeightKind
 from memlens.recording.recorder import Recorder
 from memlens.recording.storages import is_quantised
 
-__all__ = ["Known", "Parameters", "kind_of", "may_read_gradients"]
+__all__ = ["Known", "Parameters", "Slice", "kind_of", "may_read_gradients"]
 
 _GRADIENT = codes(Category)["gradient"]
 _NAMED_ALIKE = (Category.WEIGHT, Category.MASTER_WEIGHT, Category.GRADIENT)
