@@ -110,3 +110,19 @@ def test_a_scripts_stage_is_replaced(tmp_path: Path) -> None:
     assert ended[Category.MASTER_WEIGHT] == 500_224
     # FusedAdam, which needs no compiler here.
     assert ended[Category.OPTIMIZER_STATE] == 2 * 500_224
+
+
+def test_what_cannot_be_simulated_has_its_layout(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"zero_quantized_weights": true}}')
+    model = ("--model", "llama-60m", "--batch", "1x16", "--dtype", "bf16", "--ds-config", "ds.json")
+    words = ("--json", "--gpu", "24GB", "--zero", "3", "--world-size", "4", "--rank", "2")
+    done = run_memlens("plan", *words, *model, cwd=tmp_path, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr[-4000:]
+    plan = json.loads(done.stdout)["plan"]
+    assert (plan["simulated"], plan["fits"]) == (False, None)
+    assert plan["reason"].startswith("DeepSpeed's operator 'quantizer'")
+    held = plan["categories"]
+    parameters = 58_073_600
+    assert held["weight"] == 2 * parameters // 4
+    assert held["master_weight"] == parameters
+    assert held["optimizer_state"] == 2 * parameters

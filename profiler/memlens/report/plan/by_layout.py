@@ -25,7 +25,7 @@ def layout_lines(plan: LayoutPlan) -> list[str]:
             else f"does not fit, {format_bytes(short)} or more are missing"
         )
         lines.append(f"{card_text(plan.gpu)}: {verdict}")
-    lines.append(f"  rank {plan.ranks.rank} of {plan.ranks.world_size}, {plan.mode.title}")
+    lines.append(f"  rank {plan.ranks.rank} of {plan.ranks.world_size}, {plan.mode.label}")
     for kind, size in plan.categories.items():
         if size:
             lines.append(f"  {kind.value.replace('_', ' '):<18} {format_bytes(size):>11}")
