@@ -109,6 +109,8 @@ def attribute(
     certainty[block] = tags["certainty"][tag]
     name[block] = tags["name"][tag]
     owned = tags["module"][tag] >= 0
+    # A buffer that no module owns is not that of the module at whose call a library happens to make it.
+    owned |= tags["category"][tag] == _CATEGORY["communication"]
     module[block[owned]] = tags["module"][tag[owned]]
     _inherit(blocks, category, certainty, name, module)
     parts = find_parts(blocks, category, tags, every_tag, every_block)

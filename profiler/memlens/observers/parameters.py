@@ -317,9 +317,11 @@ class Parameters:
                     if offset:
                         offset *= grad.element_size()
                         address -= offset
-                    device = grad.device.index or 0
+                    device, name = grad.device.index or 0, known.name
+                    if known.pieces:  # a partition, which is called something else
+                        name = self.name_after(known, "gradient of ")
                     recorder.tag_address(
-                        address, grad.nbytes, _GRADIENT, known.name, known.module, device, offset
+                        address, grad.nbytes, _GRADIENT, name, known.module, device, offset
                     )
                     if known.pieces:
                         self.tag_pieces(grad, known.pieces, Category.GRADIENT)
