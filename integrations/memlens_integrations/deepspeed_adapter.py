@@ -18,6 +18,7 @@ import torch
 from memlens.adapters import Holding, mark_scope
 from memlens.events import Category
 from memlens.recording.recorder import Recorder
+from memlens.recording.storages import tensors_in
 from memlens.sources.base import Gauge
 from memlens.torch_private import storage_pointer
 from memlens_integrations.deepspeed_flat import (
@@ -80,7 +81,7 @@ class DeepSpeedAdapter:
             for name, leave in ((STEP, self._leave_step), (SET_UP, self._leave_set_up)):
                 if hasattr(owner, name):
                     private.wrap_method(
-                        owner, name, what=kind, before=self._enter_step, after=leave
+                        owner, name, what=kind, before=self._enter_step, always=leave
                     )
         for what in _COMMUNICATION:
             self._mark(what, Category.COMMUNICATION, undo, temporaries=Category.COMMUNICATION)
@@ -118,10 +119,8 @@ class DeepSpeedAdapter:
             return []
         sizes = {True: 0, False: 0}
         seen = set()
-        for holding in self.holdings():
-            for tensor in (holding.tensor, holding.tensor.grad if holding.tensor.is_leaf else None):
-                if tensor is None or tensor.device.type != "cpu":
-                    continue
+        for tensor in self._kept():
+            if tensor.device.type == "cpu":
                 storage = tensor.untyped_storage()
                 if storage_pointer(storage) not in seen:
                     seen.add(storage_pointer(storage))
@@ -130,6 +129,19 @@ class DeepSpeedAdapter:
             ("DeepSpeed host memory, pinned", "", sizes[True]),
             ("DeepSpeed host memory, pageable", "", sizes[False]),
         ]
+
+    def _kept(self) -> Iterator[torch.Tensor]:
+        """Its tensors, and those that its optimizers keep of them."""
+        for holding in self.holdings():
+            yield holding.tensor
+            # Autograd writes none of these, so that another thread may read them at any time.
+            if holding.category is Category.MASTER_WEIGHT and holding.tensor.grad is not None:
+                yield holding.tensor.grad
+        for kind in ("flat", "stage 3"):
+            for owner in self._alive(kind):
+                optimizer = self._private.read("any", owner, "optimizer")
+                for state in list(getattr(optimizer, "state", {}).values()):
+                    yield from (tensor for _, tensor in tensors_in(state))
 
     # -- hooks ---------------------------------------------------------------------------------
 

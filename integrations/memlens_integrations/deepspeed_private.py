@@ -140,6 +140,9 @@ READS: dict[str, dict[str, Read]] = {
         ("_global_grad_norm?", _TEMPORARY, "norm of the last gradients"),
         ("fp16_groups", None, "parameters of each group"),
     ),
+    "any": _reads(
+        ("optimizer", None, "the optimizer of torch's that it steps"),
+    ),
     "parameter": _reads(
         ("ds_tensor", _WEIGHT, "this rank's partition of a parameter"),
         ("ds_secondary_tensor?", _WEIGHT, "its partition within the node"),
@@ -152,7 +155,7 @@ READS: dict[str, dict[str, Read]] = {
         ("partitions", _COMMUNICATION, "each rank's part of the buffer"),
     ),
 }
-"""By class (that of `CLASSES`, parameters of stage 3, and gathers of several of those): what is read."""
+"""By class (that of `CLASSES`; any of those; parameters of stage 3; gathers of several): what is read."""
 
 CALLS: dict[str, tuple[str, ...]] = {
     "every gradient of stages 1 and 2": (
@@ -270,7 +273,7 @@ class Private:
         before: Callable[..., None] | None = None,
         after: Callable[..., None] | None = None,
     ) -> None:
-        """Have a function of the table call others first, or afterwards, with its own arguments."""
+        """Have a function of the table call others first, or once it is done, with its own arguments."""
         found = self.find(what)
         if found is not None:
             self.wrap_method(*found, what=what, before=before, after=after)
@@ -283,17 +286,21 @@ class Private:
         what: str,
         before: Callable[..., None] | None = None,
         after: Callable[..., None] | None = None,
+        always: Callable[..., None] | None = None,
     ) -> None:
-        """The same for any function; `after` is also called when it raises."""
+        """The same for any function; `always` is also called when it has failed."""
         original: Callable[..., Any] = getattr(owner, name)
         enter = self._recorder.hook(what, before or _nothing)
-        leave = self._recorder.hook(what, after or _nothing)
+        done = self._recorder.hook(what, after or _nothing)
+        leave = self._recorder.hook(what, always or _nothing)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             enter(*args)
             try:
-                return original(*args, **kwargs)
+                found = original(*args, **kwargs)
+                done(*args)
+                return found
             finally:
                 leave(*args)
 

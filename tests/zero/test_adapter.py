@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from memlens.adapters import Holding
@@ -106,36 +107,45 @@ def test_a_function_that_is_gone_is_a_problem(monkeypatch: Any) -> None:
 
 
 def test_wrapped_functions_come_back() -> None:
-    called = []
+    called: list[tuple[str, int]] = []
     undo = ExitStack()
     recorder: Any = SimpleNamespace(hook=lambda what, function: function)
-    owner = type("Owner", (), {"run": lambda self, value: value + 1})
+    owner = type("Owner", (), {"run": lambda self, value: 1 // value})
     original = vars(owner)["run"]
-    private = Private(recorder, undo)
-    private.wrap_method(
+    Private(recorder, undo).wrap_method(
         owner,
         "run",
         what="a run",
         before=lambda *arguments: called.append(("before", arguments[1])),
         after=lambda *arguments: called.append(("after", arguments[1])),
+        always=lambda *arguments: called.append(("always", arguments[1])),
     )
     made: Any = owner()
-    assert made.run(1) == 2
-    assert called == [("before", 1), ("after", 1)]
+    assert made.run(1) == 1
+    assert called == [("before", 1), ("after", 1), ("always", 1)]
+    called.clear()
+    with pytest.raises(ZeroDivisionError):
+        made.run(0)
+    assert called == [("before", 0), ("always", 0)]
     undo.close()
     assert vars(owner)["run"] is original
 
 
 def test_host_memory_is_a_gauge_where_the_device_is_another(monkeypatch: Any) -> None:
     flat = torch.zeros(10)
+    flat.grad = torch.zeros(10)
     held = [
         Holding(flat, Category.MASTER_WEIGHT),
-        Holding(flat[2:], Category.MASTER_WEIGHT),  # the same storage
+        Holding(flat[2:], Category.WEIGHT),  # the same storage
         Holding(torch.zeros(3), Category.GRADIENT),
     ]
-    for device_type, expected in (("cpu", []), ("cuda", [0, 52])):
+    owner = SimpleNamespace(optimizer=SimpleNamespace(state={flat: {"exp_avg": torch.zeros(10)}}))
+    for device_type, expected in (("cpu", []), ("cuda", [0, 40 + 40 + 12 + 40])):
+        problems = Problems(device_type)
         adapter = DeepSpeedAdapter()
-        recorder: Any = Problems(device_type)
-        adapter._recorder = recorder
+        recorder: Any = problems
+        adapter._recorder, adapter._private = recorder, private_of(problems)
         monkeypatch.setattr(adapter, "holdings", lambda: iter(held))
+        monkeypatch.setattr(adapter, "_alive", lambda kind: [owner] if kind == "flat" else [])
         assert [size for _, _, size in adapter.gauges()] == expected
+        assert problems.found == []
