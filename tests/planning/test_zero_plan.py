@@ -125,4 +125,5 @@ def test_what_cannot_be_simulated_has_its_layout(tmp_path: Path) -> None:
     parameters = 58_073_600
     assert held["weight"] == 2 * parameters // 4
     assert held["master_weight"] == parameters
-    assert held["optimizer_state"] == 2 * parameters
+    # The catalogue's figure has a step count in a million elements.
+    assert 0 <= held["optimizer_state"] - 2 * parameters <= parameters // 1_000_000
