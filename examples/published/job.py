@@ -1,4 +1,4 @@
-"""The training behind one row of gradient_space_reuse.csv: `job.py ViT-S`, `job.py BLOOM-560M`.
+"""The training behind one row of gradient_space_reuse.csv: `job.py ViT-S`, `job.py BLOOM-560M --zero`.
 
 Its AdamW is replaced by `memlens plan --optimizer`.
 """
@@ -14,8 +14,20 @@ from torch.nn import functional as F
 
 from memlens.models.build import build_model, compute_loss, make_batch
 
-LANGUAGE = {"BLOOM-560M": "bloom-560m", "Qwen-0.5B": "qwen1.5-0.5b"}
+LANGUAGE = {
+    "BLOOM-560M": "bloom-560m",
+    "Qwen-0.5B": "qwen1.5-0.5b",
+    "LLaMA-2-7B": "llama-2-7b",
+    "Gemma-2B": "gemma-2b",
+}
 TOKENS = 512
+ZERO = {
+    "train_micro_batch_size_per_gpu": 1,
+    "bf16": {"enabled": True},
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+}
+"""All else as DeepSpeed has it by default."""
 
 
 def train_images(name: str) -> None:
@@ -44,6 +56,28 @@ def train_text(name: str) -> None:
         optimizer.zero_grad()
 
 
+def train_zero(name: str) -> None:
+    import deepspeed
+
+    deepspeed.init_distributed()
+    model: nn.Module = build_model(LANGUAGE[name], dtype=torch.bfloat16, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=ZERO)[0]
+    del model, optimizer
+    # The DeepSpeed of the time flattened weights on the host, and so left no room for them in the
+    # allocator's cache.
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        batch = make_batch(LANGUAGE[name], 1, TOKENS, device="cuda")
+        engine.backward(compute_loss(engine, batch))
+        engine.step()
+
+
 if __name__ == "__main__":
     name = sys.argv[1]
-    (train_text if name in LANGUAGE else train_images)(name)
+    if "--zero" in sys.argv:
+        train_zero(name)
+    elif name in LANGUAGE:
+        train_text(name)
+    else:
+        train_images(name)

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from charts import breakdown_chart, reuse_chart
+from job import LANGUAGE
+
+import memlens
+from memlens.events import Category, Phase
+from memlens.models.table import find_model
 
 HERE = Path(__file__).parent
 METHODS = {
@@ -31,7 +37,7 @@ COMPONENTS = {
     "weight_gradient": ("gradient",),
 }
 RANKS = 8
-"""DDP's, of the language rows."""
+"""DDP's and ZeRO's, of the language rows."""
 
 
 def plan(*words: str, ranks: int = 1) -> dict[str, Any]:
@@ -45,10 +51,27 @@ def plan(*words: str, ranks: int = 1) -> dict[str, Any]:
             text=True,
             check=False,
         )
-    if done.returncode:
-        raise SystemExit(f"memlens plan {' '.join(words)}\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout)
+        if done.returncode:
+            raise SystemExit(f"memlens plan {' '.join(words)}\n{done.stderr}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        found["update_bytes"] = update_bytes(memlens.load(f"{folder}/plan/run").ranks[0])
     return found
+
+
+def update_bytes(rank: memlens.RankCapture) -> int:
+    """Most that is allocated while the optimizer itself is at work, in the last step.
+
+    Under ZeRO a step first casts and flattens the gradients. The update begins when the last one has
+    been made, and what it was made from is given back.
+    """
+    line = rank.timeline()
+    first = int(np.searchsorted(line.time_ns, max(line.step_start_ns.values())))
+    phases = [rank.place_at(int(time)).phase for time in line.time_ns[first:]]
+    within = first + np.flatnonzero([phase is Phase.OPTIMIZER for phase in phases])
+    change = np.diff(line.categories[Category.GRADIENT])[within - 1]
+    made = np.flatnonzero(change > 0).max(initial=0)
+    begun = made + int(np.argmax(change[made:] < 0))
+    return int(line.allocated_bytes[within[begun:]].max())
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -107,6 +130,32 @@ def plan_reuse() -> Iterator[dict[str, Any]]:
         }
 
 
+def plan_zero() -> Iterator[dict[str, Any]]:
+    """Each row with ZeRO: 10^6 bytes with AdamW and with its -R, ours and published."""
+    for row in read("gradient_space_reuse.csv"):
+        if row["zero"] != "yes":
+            continue
+        found = {}
+        for name, optimizer in (("baseline", "adamw"), ("reuse", "adamw-r")):
+            words = ("--world-size", str(RANKS), "--optimizer", optimizer)
+            answer = plan(*words, str(HERE / "job.py"), row["model"], "--zero")
+            found[name] = {
+                "allocated": answer["plan"]["allocated_peak_bytes"] / 1e6,
+                "reserved": answer["plan"]["reserved_peak_bytes"] / 1e6,
+                "update": answer["update_bytes"] / 1e6,
+                "peak_phase": answer["ranks"][0]["peak"]["phase"],
+            }
+        yield {
+            "model": row["model"],
+            "ours": found,
+            "theory_saved": 4
+            * find_model(LANGUAGE[row["model"]]).published_parameters
+            / RANKS
+            / 1e6,
+            "published": {name: float(row[f"{name}_mb"]) for name in found},
+        }
+
+
 def galore_table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| method | weight | optimizer state | gradient | allocated | reserved | the chart's total |",
@@ -135,15 +184,39 @@ def reuse_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def zero_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | planned / published | error | -R planned / published | error "
+        "| saved, planned / published | saved in the update | theory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        base, reuse = row["ours"]["baseline"], row["ours"]["reuse"]
+        theirs = row["published"]
+        cells = []
+        for name, each in (("baseline", base), ("reuse", reuse)):
+            cells += [f"{each['reserved']:,.0f} / {theirs[name]:,.0f}"]
+            cells += [f"{100 * (each['reserved'] / theirs[name] - 1):+.1f} %"]
+        saved = base["reserved"] - reuse["reserved"]
+        cells += [f"{saved:,.0f} / {theirs['baseline'] - theirs['reuse']:,.0f}"]
+        cells += [f"{base['update'] - reuse['update']:,.0f}", f"{row['theory_saved']:,.0f}"]
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("galore", "reuse"))
+    parser.add_argument("--only", choices=("galore", "reuse", "zero"))
     parser.add_argument("--out", type=Path, default=HERE, help="default: beside this file")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name, rows in (("galore", plan_galore), ("reuse", plan_reuse)):
+    for name, rows in (
+        ("galore", plan_galore),
+        ("reuse", plan_reuse),
+        ("zero", plan_zero),
+    ):
         if args.only in (None, name):
             results[name] = []
             for row in rows():
@@ -163,6 +236,8 @@ def main() -> None:
     if rows := results.get("reuse"):
         text += ["## Peak reserved, 10^6 bytes\n", reuse_table(rows), ""]
         reuse_chart(rows, args.out / "gradient_space_reuse.svg")
+    if rows := results.get("zero"):
+        text += ["## Under ZeRO 2, peak reserved, 10^6 bytes\n", zero_table(rows), ""]
     (args.out / "results.md").write_text("\n".join(text))
 
 
