@@ -58,3 +58,22 @@ def test_a_row_is_planned_as_the_table_says(tmp_path: Path) -> None:
     assert planned / 1e6 == row["ours"]["reuse"]
     # Published in whole megabytes.
     assert abs(planned / 1e6 - row["published"]["reuse"]) < 1
+
+
+@pytest.mark.slow
+def test_a_row_with_zero_saves_what_theory_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four bytes for each parameter of the partition that a rank updates, up to a block's rounding."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    reproduce = import_module("reproduce")
+    results = json.loads((FOLDER / "results.json").read_text())["zero"]
+    (row,) = [each for each in results if each["model"] == "BLOOM-560M"]
+    update = {}
+    for name, optimizer in (("baseline", "adamw"), ("reuse", "adamw-r")):
+        words = ("--world-size", "8", "--optimizer", optimizer)
+        answer = reproduce.plan(*words, str(FOLDER / "job.py"), "BLOOM-560M", "--zero")
+        update[name] = answer["update_bytes"]
+        assert answer["plan"]["allocated_peak_bytes"] / 1e6 == row["ours"][name]["allocated"]
+        assert answer["plan"]["reserved_peak_bytes"] / 1e6 == row["ours"][name]["reserved"]
+        assert update[name] / 1e6 == row["ours"][name]["update"]
+    saved = update["baseline"] - update["reuse"]
+    assert abs(saved - 4 * 559_214_592 // 8) < 2**20
