@@ -90,6 +90,17 @@ def test_a_combination_that_cannot_work_is_refused_before_anything_runs(tmp_path
     assert [each.name for each in found.results][-1] == "galore-adamw@zero2"
 
 
+def test_without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memlens.comparing.tries.version_of", lambda _: None)
+    runner = FakeRunner()
+    found = compared(matrix("zero1", "fsdp", optimizers="as-is,adamw"), tmp_path, runner)
+    assert runner.ran == ["as-is@fsdp", "adamw@fsdp"]
+    for each in found.results[:2]:
+        assert each.reason == (
+            'deepspeed is needed to train under ZeRO; install it with: pip install "memlens[deepspeed]"'
+        )
+
+
 def test_what_is_lost_is_a_note(tmp_path: Path) -> None:
     found = compared(matrix("zero0", "zero1", optimizers="adafactor"), tmp_path, FakeRunner())
     before, flat = found.results

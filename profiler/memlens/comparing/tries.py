@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from memlens.catalogue.combinations import ShardingMode, cautions, refusal
-from memlens.catalogue.installed import missing_libraries
+from memlens.catalogue.installed import missing_libraries, version_of
 from memlens.catalogue.row import Row
 from memlens.catalogue.variant import Variant
 from memlens.comparing.job import ComparedJob, fingerprint
@@ -28,6 +28,7 @@ __all__ = [
     "try_one",
 ]
 
+_DEEPSPEED = "deepspeed"
 Tell = Callable[[str], None]
 """Called with the last line of the job's output, every now and then."""
 
@@ -157,10 +158,11 @@ def _labelled(trial: Trial, result: Result) -> Result:
 
 
 def _refusal(trial: Trial, runner: Runner) -> str:
-    row = trial.row
+    row, mode, variant = trial.row, trial.sharding, trial.variant
+    if mode is not None and mode.stage is not None and version_of(_DEEPSPEED) is None:
+        return str(MissingDependencyError(_DEEPSPEED, "train under ZeRO", _DEEPSPEED))
     if row is None:
         return ""
-    mode, variant = trial.sharding, trial.variant
     together = ""
     if mode is not None and variant is not None:
         together = refusal(row, mode, no_retain_grad=variant.no_retain_grad)
