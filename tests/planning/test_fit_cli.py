@@ -14,8 +14,8 @@ MODEL = ("--model", "llama-60m", "--batch", "1x16", "--dtype", "bf16", "--steps"
 
 @pytest.mark.slow
 def test_the_fewest_are_verified(tmp_path: Path) -> None:
-    words = ("plan", "--fit", "--capacity", "700MiB", *MODEL, "--zero", "2", "--fsdp")
-    words += ("--optimizer", "adamw,galore-adamw", "--out", "fit")
+    words = ["plan", "--fit", "--capacity", "700MiB", *MODEL, "--zero", "2", "--fsdp"]
+    words += ["--optimizer", "adamw,galore-adamw", "--out", "fit"]
     # One of the two kinds of sharding is simulated, and one optimizer under it.
     done = run_memlens(*words, "--json", cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -19,19 +19,17 @@ BUCKETS = {"reduce_bucket_size": 60, "stage3_param_persistence_threshold": 20}
 
 
 def config(stage: int, precision: str, **more: Any) -> dict[str, Any]:
-    top = {
-        name: more.pop(name)
-        for name in ("gradient_accumulation_steps", "data_types")
-        if name in more
-    }
-    return {
+    found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": stage, **BUCKETS, **more},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bf16"},
-        **top,
     }
+    for name in ("gradient_accumulation_steps", "data_types"):
+        if name in more:
+            found[name] = more.pop(name)
+    found["zero_optimization"] = {"stage": stage, **BUCKETS, **more}
+    return found
 
 
 FP32 = {"grad_accum_dtype": "fp32"}
