@@ -22,7 +22,10 @@ MASTER_BYTES = 4
 
 @dataclass(frozen=True)
 class Zero:
-    """What a ds_config says, with DeepSpeed's defaults. Sizes of buckets are in elements."""
+    """What a ds_config says, with DeepSpeed's defaults. Sizes of buckets are in elements.
+
+    `allgather_bucket_size` is not among them: updated weights are gathered in their place.
+    """
 
     stage: int
     world_size: int
@@ -34,7 +37,6 @@ class Zero:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     reduce_bucket_size: int = 500_000_000
-    allgather_bucket_size: int = 500_000_000
     overlap_comm: bool | None = None
     """None: at stage 3 only."""
     contiguous_gradients: bool = True
@@ -44,9 +46,7 @@ class Zero:
     parameter_persistence_threshold: int = 100_000
     model_persistence_threshold: int = sys.maxsize
     max_live_parameters: int = 1_000_000_000
-    max_reuse_distance: int = 1_000_000_000
     sub_group_size: int = 1_000_000_000
-    reduce_scatter: bool = True
 
     def __post_init__(self) -> None:
         if self.stage not in range(4):
@@ -136,12 +136,10 @@ class Zero:
 
 _NAMES = {
     "reduce_bucket_size": ("reduce_bucket_size",),
-    "allgather_bucket_size": ("allgather_bucket_size",),
     "overlap_comm": ("overlap_comm",),
     "contiguous_gradients": ("contiguous_gradients",),
     "round_robin_gradients": ("round_robin_gradients",),
     "parameter_alignment": ("parameter_alignment",),
-    "reduce_scatter": ("reduce_scatter",),
     "sub_group_size": ("sub_group_size",),
     "prefetch_bucket_size": ("stage3_prefetch_bucket_size", "prefetch_bucket_size"),
     "parameter_persistence_threshold": (
@@ -153,7 +151,6 @@ _NAMES = {
         "model_persistence_threshold",
     ),
     "max_live_parameters": ("stage3_max_live_parameters", "max_live_parameters"),
-    "max_reuse_distance": ("stage3_max_reuse_distance", "max_reuse_distance"),
 }
 """Our names, and under which DeepSpeed reads them."""
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "None": None}

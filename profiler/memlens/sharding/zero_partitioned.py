@@ -166,8 +166,8 @@ def _buffers(zero: Zero) -> tuple[Held, ...]:
 def _transient(zero: Zero, parameters: Sequence[Parameter]) -> tuple[Held, ...]:
     """At most: parameters that are gathered at one moment, and a bucket flattened to be reduced.
 
-    A parameter is gathered if so many live ones allow it, the next are fetched ahead of use, and one
-    of them is always live. Released ones come back within the distance of reuse.
+    Parameters stay gathered up to `max_live_parameters`, the next are fetched ahead of use, and the one
+    in use may be larger than both.
     """
     if zero.world_size == 1:
         return ()
