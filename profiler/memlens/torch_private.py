@@ -86,6 +86,7 @@ SIMULATION_NAMES = (
     "torch.Tensor._make_wrapper_subclass",
     "torch.utils._device.DeviceContext",
     "torch.utils._device._device_constructors",
+    "torch._C._get_accelerator",
     # Only where a job makes a process group.
     "torch.testing._internal.distributed.fake_pg.FakeStore",
 )

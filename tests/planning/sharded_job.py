@@ -127,12 +127,9 @@ def fsdp(place: int, name: str, device: torch.device) -> None:
 
 
 def _fully_shard(network: Odd, name: str, device: torch.device) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    settings: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    }
+    settings: dict[str, Any] = {}
     if name == "bf16":
         settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     if name == "unsharded after forward":

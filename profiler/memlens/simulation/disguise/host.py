@@ -223,6 +223,8 @@ def _name_devices() -> None:
             pass
 
     _torch.Generator = Generator
+    # The mesh of `fully_shard`, where a job names none.
+    _torch._C._get_accelerator = lambda check=None: torch.device(CUDA.type)
     if hasattr(torch, "accelerator"):
         _torch.accelerator.current_accelerator = lambda check_available=False: torch.device(
             CUDA.type
