@@ -52,6 +52,10 @@ class DistributedDataParallelAdapter:
             after=lambda model, *_: self._models.add(model),
         )
 
+    def sharding(self) -> Iterable[str]:
+        """Whether it is in use."""
+        return ["DDP"] if len(self._models) else []
+
     def holdings(self) -> Iterable[Holding]:
         """Buckets that gradients are views of; the views name their parts."""
         for model in list(self._models):

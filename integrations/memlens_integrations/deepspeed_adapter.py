@@ -51,6 +51,13 @@ _COMMUNICATION = (
 )
 """Whatever these allocate is communication memory, unless an object says otherwise."""
 
+_STAGES = {
+    "bf16": "ZeRO 1 with whole gradients in float32",
+    "stage 3": "ZeRO 3",
+    "fused": "DeepSpeed without ZeRO",
+    "unfused": "DeepSpeed without ZeRO",
+}
+
 
 class DeepSpeedAdapter:
     """Knows what DeepSpeed's optimizers and partitioned models hold."""
@@ -112,6 +119,15 @@ class DeepSpeedAdapter:
         for kind in ("fused", "unfused"):
             for owner in self._alive(kind):
                 yield from holdings_of_fp16(private, owner, kind)
+
+    def sharding(self) -> Iterator[str]:
+        """Which stage its engines use."""
+        for owner in self._alive("flat"):
+            stage_2 = self._private.read("flat", owner, "partition_gradients")
+            yield "ZeRO 2" if stage_2 else "ZeRO 1"
+        for kind, text in _STAGES.items():
+            if self._alive(kind):
+                yield text
 
     def gauges(self) -> Iterable[Gauge]:
         """Memory on the host, where that is not the device that is recorded."""

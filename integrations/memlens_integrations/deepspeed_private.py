@@ -95,6 +95,7 @@ READS: dict[str, dict[str, Read]] = {
         ("_muon_allgather_buffers?", _COMMUNICATION, "partitions that Muon gathers"),
         ("_global_grad_norm?", _TEMPORARY, "norm of the last gradients"),
         ("norm_for_param_grads?", _TEMPORARY, "norms of offloaded gradients"),
+        ("partition_gradients", None, "whether it is stage 2"),
         ("bit16_groups", None, "parameters of each group"),
         ("round_robin_bit16_groups", None, "the same, as they lie in the flat weights"),
         ("round_robin_bit16_offsets?", None, "where each of them begins"),

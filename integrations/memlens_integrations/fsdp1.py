@@ -88,6 +88,10 @@ class FullyShardedDataParallelAdapter:
             tell = self._tell_of
             watch_calls(recorder, undo, runtime, name, before=tell, after=tell)
 
+    def sharding(self) -> Iterable[str]:
+        """Whether it is in use."""
+        return ["FSDP1"] if len(self._units) else []
+
     def weights(self, module: nn.Module) -> Iterable[tuple[str, torch.Tensor, WeightKind]]:
         """Parameters that are part of a flat one."""
         for name, parameter in _STAND_INS.get(module, {}).items():

@@ -90,6 +90,10 @@ class FullyShardAdapter:
                     yield from self._gathered(each)
             yield from self._reduced(group)
 
+    def sharding(self) -> Iterable[str]:
+        """Whether it is in use."""
+        return ["FSDP2"] if len(self._groups) else []
+
     # -- hooks ---------------------------------------------------------------------------------
 
     def _after_gather(self, group: Any, *_: Any) -> None:

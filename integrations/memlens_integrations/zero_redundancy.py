@@ -43,6 +43,10 @@ class ZeroRedundancyAdapter:
             after=lambda optimizer, *_: self._optimizers.add(optimizer),
         )
 
+    def sharding(self) -> Iterable[str]:
+        """Whether it is in use."""
+        return ["ZeroRedundancyOptimizer"] if len(self._optimizers) else []
+
     def holdings(self) -> Iterable[Holding]:
         """The buffers; their views, which are the parameters, name their parts."""
         for optimizer in list(self._optimizers):

@@ -24,6 +24,7 @@ __all__ = [
     "Holding",
     "HoldingAdapter",
     "Piece",
+    "ShardingAdapter",
     "SimulationAdapter",
     "WeightAdapter",
     "WeightAdapters",
@@ -117,6 +118,14 @@ class HoldingAdapter(Adapter, Protocol):
 
 
 @runtime_checkable
+class ShardingAdapter(Adapter, Protocol):
+    """Knows how its library spreads a training over ranks."""
+
+    def sharding(self) -> Iterable[str]:
+        """What is in use, in its users' words ("ZeRO 2"); nothing where it is not in use."""
+
+
+@runtime_checkable
 class SimulationAdapter(Adapter, Protocol):
     """Knows what it takes to run its library where CUDA is simulated and tensors have no data."""
 
@@ -140,6 +149,8 @@ class Adapters:
         self._recorder = recorder
         self._undo = undo
         self._waiting: list[Adapter] | None = None
+        self._sharding: list[ShardingAdapter] = []
+        self._told: list[str] = []
 
     def install_new(self) -> None:
         """Look again which libraries are there; costs nothing to speak of."""
@@ -160,6 +171,24 @@ class Adapters:
                     self._recorder.gauges.append(adapter.gauges)
                 if isinstance(adapter, HoldingAdapter):
                     self._recorder.holdings.append(adapter.holdings)
+                if isinstance(adapter, ShardingAdapter):
+                    self._sharding.append(adapter)
+
+    def note_sharding(self) -> None:
+        """Have the rank's header say how the training is spread over ranks."""
+        found: set[str] = set()
+        for adapter in list(self._sharding):
+            try:
+                found.update(adapter.sharding())
+            except Exception as error:
+                self._sharding.remove(adapter)
+                self._recorder.problem(
+                    f"adapter for {adapter.library} failed ({type(error).__name__}: {error})"
+                )
+        told = sorted(found)
+        if told != self._told:
+            self._told = told
+            self._recorder.update_header(sharding=told)
 
     def _simulate(self, adapters: Iterable[Adapter]) -> None:
         for adapter in adapters:

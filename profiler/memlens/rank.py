@@ -71,6 +71,11 @@ class RankCapture:
         return {name: self.__dict__[name] for name in self.__dict__ if name not in _WORKED_OUT}
 
     @property
+    def sharding(self) -> tuple[str, ...]:
+        """How the training is spread over ranks, as far as adapters know: `ZeRO 2`, `FSDP2`, `DDP`."""
+        return tuple(self.header.get("sharding") or ())
+
+    @property
     def events(self) -> int:
         """How many allocations and frees were recorded, the census included."""
         if isinstance(self._source, RankFolder):

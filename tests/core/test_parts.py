@@ -238,13 +238,18 @@ def test_a_scope_names_what_it_leaves_and_what_it_frees(flat_run: RankCapture) -
     }
 
 
+def test_how_a_training_is_spread_is_in_the_header(flat_run: RankCapture) -> None:
+    assert flat_run.sharding == ("flat",)
+
+
+@pytest.mark.parametrize("what", ["holdings", "sharding"])
 def test_an_adapter_that_fails_is_left_alone(
-    flat_adapter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, flat_adapter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(flat_library.FlatAdapter, "holdings", fail)
+    monkeypatch.setattr(flat_library.FlatAdapter, what, fail)
     with memlens.profile(out=tmp_path / "run") as session:
         model = Net()
         optimizer = FlatAdamW(model, 0, 39)

@@ -107,6 +107,14 @@ class Job:
     persistent: tuple[str, ...] = ()
     """Ends of names of parameters that each rank also has in one piece."""
 
+    @property
+    def sharding(self) -> str:
+        """What its report says of it."""
+        kind = self.name.rpartition("_")[2]
+        return {"cifar": "ZeRO 2", "fsdp1": "FSDP1", "fsdp2": "FSDP2"}.get(
+            kind, kind.replace("zero", "ZeRO ")
+        )
+
 
 TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", str(RANKS))
 ACCELERATE = ("accelerate", "launch", "--main_process_port", "PORT", "--config_file")
@@ -232,6 +240,10 @@ def test_every_rank_is_complete(trained: Trained) -> None:
         coverage = rank.coverage
         assert coverage.complete, coverage.problems
         assert coverage.witness_difference_bytes == 0
+
+
+def test_it_is_said_how_the_training_is_spread(trained: Trained) -> None:
+    assert [rank.sharding for rank in trained.capture.ranks] == [(trained.job.sharding,)] * RANKS
 
 
 def test_categories_add_up_at_every_event(trained: Trained) -> None:

@@ -84,6 +84,10 @@ class FlatAdapter:
                 temporaries=Category.COMMUNICATION if name == "reduce" else Category.TEMPORARY,
             )
 
+    def sharding(self) -> list[str]:
+        """Always in use."""
+        return ["flat"]
+
     def holdings(self) -> Iterator[Holding]:
         """Master weights and buckets."""
         for item in gc.get_objects():

@@ -58,6 +58,10 @@ def _is_object_if_there(value: object) -> bool:
     return value is None or isinstance(value, dict)
 
 
+def _is_texts_if_there(value: object) -> bool:
+    return value is None or _is_texts(value)
+
+
 def _is_counts_if_there(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(map(_is_number, value)))
 
@@ -80,6 +84,7 @@ RANK_FIELDS: Fields = {
     "lost_events": _is_count_if_there,
     "allocator": _is_object_if_there,
     "workspaces": _is_counts_if_there,
+    "sharding": _is_texts_if_there,
     "device_events": _is_counts_if_there,
     "ended_ns": _is_count_if_there,
     "launch": _is_text_if_there,

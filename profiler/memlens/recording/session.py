@@ -330,6 +330,7 @@ class Session:
             self._adapters.install_new()
             self._parameters.tag_weights()
             self._note_rank()
+            self._adapters.note_sharding()
         if self._recorder is not None:
             self._recorder.take_stock()
 

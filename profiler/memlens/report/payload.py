@@ -77,6 +77,7 @@ class _Writer:
         return {
             "rank": view.rank.rank,
             "launch": view.rank.launch,
+            "sharding": list(view.rank.sharding),
             "device": view.rank.device,
             "peak": self._peak(view),
             "steps": [self._step(step) for step in view.steps],

@@ -118,6 +118,7 @@ def _print_header(capture: Capture, ranks: AllRanks, console: Console) -> None:
     facts = [
         plain(info.source),
         count(info.world_size, "rank"),
+        *map(plain, capture.ranks[0].sharding if capture.ranks else ()),
         f"torch {plain(info.torch_version)}" if info.torch_version else "torch version not known",
         count(ranks.events, "event"),
     ]
