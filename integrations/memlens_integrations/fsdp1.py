@@ -26,7 +26,7 @@ from memlens.torch_private_distributed import WRAPPED, Private, living
 
 __all__ = ["FullyShardedDataParallelAdapter"]
 
-_MODULE, _HANDLE = "FSDP1 module", "FSDP1 handle"
+_HANDLE = "FSDP1 handle"
 _FLAT, _RUNTIME = "FSDP1 flat parameter", "FSDP1 runtime"
 
 _SCOPES = {

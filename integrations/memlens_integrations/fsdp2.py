@@ -179,7 +179,9 @@ class FullyShardAdapter:
         for each in self._parameters(group):
             parameter = self._private.read(_PARAMETER, each, "sharded_param")
             gradient = None if parameter is None else parameter.grad
-            local = getattr(gradient, "_local_tensor", None)
+            if gradient is None:
+                continue
+            local = self._private.read("DTensor", gradient, "_local_tensor")
             if local is None or not local.numel():
                 continue
             storage = local.untyped_storage()

@@ -51,8 +51,8 @@ READS: dict[str, dict[str, str]] = {
         "reduce_scatter_input": "the buffer that is reduced",
         "all_gather_output": "the buffer that is gathered into",
     },
-    "FSDP1 module": {
-        "_handle": "its flat parameter",
+    "DTensor": {
+        "_local_tensor": "this rank's part",
     },
     "FSDP1 handle": {
         "flat_param": "the flat parameter",

@@ -371,6 +371,8 @@ def main() -> None:
     rank, folder = dist.get_rank(), Path(sys.argv[1])
     seen: dict[str, Any] = {}
     before = hooked()
+    gc.collect()
+    gc.freeze()  # what was imported: sessions look through all other objects
     for way in sys.argv[2:] or WAYS:
         with without_compiling():
             expected, training = train(WAYS[way])
