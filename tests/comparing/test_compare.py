@@ -245,7 +245,7 @@ def test_an_optimizer_that_cannot_be_replaced(tmp_path: Path) -> None:
     assert variants["adamw"]["status"] == "refused"
     assert "cannot replace Own" in variants["adamw"]["reason"]
     assert variants["as-is"]["status"] == "ok"
-    alone = compare("train.py", "--optimizer", "adamw", cwd=tmp_path, code=1)
+    alone = compare("train.py", "--optimizer", "adamw", cwd=tmp_path, code=2)
     assert alone["variants"][0]["status"] == "refused"
 
 
