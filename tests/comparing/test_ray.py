@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_the_same_results_as_here(tmp_path: Path) -> None:
         assert not each["reused"]
         assert each["peak"]["categories"] == there[name]["peak"]["categories"]
         assert each["final_loss"] == there[name]["final_loss"]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there(scheme: str, tmp_path: Path) -> None:
+    write_script(tmp_path / "train.py", SCRIPT)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{probe.getsockname()[1]}"
+
+        done = run_memlens(
+            *("compare", "train.py", "--optimizer", "adamw", "--ray", address), cwd=tmp_path
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"memlens: no Ray cluster at {address}: Connection refused; "
+        "start one with `ray start --head`, or give --ray local"
+    )
 
 
 def test_an_interruption_ends_the_jobs(tmp_path: Path) -> None:

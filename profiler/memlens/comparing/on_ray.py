@@ -7,10 +7,12 @@ import logging
 import os
 import platform
 import queue
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from memlens.catalogue.row import Row
 from memlens.comparing.results import Result, Status
@@ -22,6 +24,8 @@ __all__ = ["OnRay", "run_there"]
 
 _STOP_S = 10
 """How long tasks get to stop their jobs."""
+_KNOCK_S = 10
+"""How long a cluster may take to answer at all."""
 _STORE_BYTES = 100 << 20
 """What a Ray of our own may keep for results, which are small; its default is a third of the memory."""
 
@@ -171,6 +175,7 @@ class OnRay:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
+            _knock(self._address)
             ray.init(self._address, logging_level=logging.ERROR, log_to_driver=False, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())
@@ -182,6 +187,24 @@ class OnRay:
             yield
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ask whether anybody listens; Ray itself would go on asking for minutes.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = place.hostname, place.port
+    except ValueError as error:
+        raise ConnectionError(str(error)) from None
+    if host and port:
+        try:
+            socket.create_connection((host, port), timeout=_KNOCK_S).close()
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from None
 
 
 class _RayMachines:
