@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def check(arguments: Sequence[str]) -> None:
     """See that a command line is one that `main` can carry out; loads no torch.
 
+    Whether it says how to shard is not asked: that may be added to it.
+
     Raises:
         UsageError: it is not.
     """
@@ -52,11 +54,8 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _check_sharding(options: argparse.Namespace) -> None:
-    is_sharded = options.zero is not None or options.fsdp
     if options.zero is not None and options.fsdp:
         raise UsageError("--zero and --fsdp both spread the training state; give one of them")
-    if options.offload and not is_sharded:
-        raise UsageError("--offload goes with --zero or --fsdp")
     if options.offload == "all" and options.zero in (0, 1, 2):
         raise UsageError(
             "--offload all moves parameters, which takes --zero 3; give --offload optimizer"
@@ -131,6 +130,8 @@ def _train(options: argparse.Namespace) -> None:
     shape = find_model(options.model)
     samples, length = _batch(options)
     _check_sharding(options)
+    if options.offload and options.zero is None and not options.fsdp:
+        raise UsageError("--offload goes with --zero or --fsdp")
 
     import torch
 
