@@ -227,7 +227,7 @@ def command(
     processes = asked_processes(nproc, is_command=is_command, is_sharded=bool(modes))
     runner: Runner
     if plan:
-        from memlens.cli.plan import chosen_gpu, planned_job, simulated_runner
+        from memlens.cli.planned import chosen_gpu, planned_job, simulated_runner
         from memlens.planning.simulate import STEPS
 
         # One rank stands for all of them.

@@ -53,7 +53,7 @@ def fit(
     Raises:
         UsageError: no card was named.
     """
-    from memlens.cli.plan import planned_job
+    from memlens.cli.planned import planned_job
     from memlens.cli.sharding import sharded_jobs
     from memlens.comparing.progress import make_progress
     from memlens.comparing.schedule import side_by_side

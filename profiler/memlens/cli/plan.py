@@ -7,83 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from memlens.cli.planned import (
+    JobCommand,
+    asked_variant,
+    chosen_gpu,
+    planned_job,
+    simulated_runner,
+)
 from memlens.cli.ray_options import asked_machines, ray_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from memlens.catalogue.combinations import ShardingMode
-    from memlens.catalogue.gpus import Gpu
-    from memlens.catalogue.variant import Variant
-    from memlens.comparing.job import ComparedJob
     from memlens.planning.by_layout import LayoutPlan
     from memlens.planning.plan import Plan
-    from memlens.planning.ranks import Ranks
-    from memlens.planning.search import Found
-    from memlens.planning.simulated import Simulated
-    from memlens.planning.sizes import JobWords, Ladder
 
-__all__ = [
-    "JobCommand",
-    "asked_variant",
-    "chosen_gpu",
-    "command",
-    "planned_job",
-    "simulated_runner",
-    "split_job",
-]
-
-
-class JobCommand(click.Command):
-    """Own options stand before the script; with --model, anywhere."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Leave the job's words in `ctx.meta`."""
-        own, job, literal = split_job(self, args)
-        ctx.meta["memlens.job"] = (tuple(job), literal)
-        return super().parse_args(ctx, own)
-
-
-def split_job(
-    command: click.Command, args: list[str]
-) -> tuple[list[str], list[str], list[str] | None]:
-    """Split a command line into options of ours, words of the job, and words behind `--`.
-
-    Before a script, everything that begins with a dash is ours. With `--model` there is no script, and
-    what we do not know is the built-in job's.
-    """
-    literal: list[str] | None = None
-    if "--" in args:
-        place = args.index("--")
-        args, literal = args[:place], args[place + 1 :]
-    values = {
-        option: not parameter.is_flag
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-        for option in (*parameter.opts, *parameter.secondary_opts)
-    }
-    values["--help"] = values["-h"] = False
-    has_model = any(word.partition("=")[0] == "--model" for word in args)
-    own: list[str] = []
-    job: list[str] = []
-    place = 0
-    while place < len(args):
-        word = args[place]
-        name = word.partition("=")[0]
-        if name in values:
-            own.append(word)
-            if values[name] and "=" not in word and place + 1 < len(args):
-                place += 1
-                own.append(args[place])
-        elif has_model:
-            job.append(word)
-        elif word.startswith("-") and word != "-m":
-            own.append(word)  # click says that there is no such option
-        else:
-            job = args[place:]
-            break
-        place += 1
-    return own, job, literal
+__all__ = ["command"]
 
 
 @click.command(
@@ -221,6 +158,7 @@ def command(
     from memlens.catalogue.gpus import GPUS
     from memlens.catalogue.variant import AS_IS
     from memlens.cli.compare import split_names
+    from memlens.cli.largest import find_largest, ladder_of, print_found
     from memlens.cli.sharding import asked_mode, asked_modes, asked_ranks
     from memlens.errors import SimulationError
     from memlens.planning.plan import make_plan
@@ -261,8 +199,8 @@ def command(
     runner = simulated_runner(card, steps, settings, recording, ranks)
     if what is not None:
         behind = None if literal is None else tuple(literal)
-        ladder = _ladder(what, JobWords(words, behind, model), multiple_of)
-        _print_found(_search(ladder, runner, variant, mode, out, fresh=fresh), as_json=as_json)
+        ladder = ladder_of(what, JobWords(words, behind, model), multiple_of)
+        print_found(find_largest(ladder, runner, variant, mode, out, fresh=fresh), as_json=as_json)
         return
     if multiple_of is not None:
         raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
@@ -297,159 +235,6 @@ def command(
         _print_layout(LayoutPlan(str(error), ranks, mode, held, card), as_json=as_json)
         return
     _print(made, rollup=rollup, as_json=as_json)
-
-
-def simulated_runner(
-    card: Gpu | None,
-    steps: int,
-    settings: str | None,
-    recording: Sequence[str],
-    ranks: Ranks | None = None,
-) -> Simulated:
-    """What simulates, for options of a command line.
-
-    Raises:
-        UsageError: the allocator has no such settings.
-    """
-    from memlens.allocator.settings import AllocatorSettings
-    from memlens.planning.simulated import Simulated
-
-    if settings is not None:
-        AllocatorSettings.from_text(settings)
-    return Simulated(card, steps, settings, recording, ranks)
-
-
-def planned_job(
-    words: tuple[str, ...],
-    literal: Sequence[str] | None,
-    model: str | None,
-    steps: int,
-    mode: ShardingMode | None = None,
-) -> ComparedJob:
-    """From the words of a command line to a job that is simulated.
-
-    A built-in one is told to train on CUDA; a script says so itself. The same goes for sharding, but
-    that a script's stage of ZeRO is replaced.
-
-    Raises:
-        UsageError: there is no such job.
-    """
-    from dataclasses import replace
-    from functools import partial
-
-    from memlens.cli.compare import compared_job
-    from memlens.cli.sharding import sharded_jobs
-    from memlens.launch.environment import SHARDING
-
-    if mode is not None:
-        make = partial(planned_job, literal=literal, model=model, steps=steps)
-        job = sharded_jobs([mode], words, make, model, 0)[mode]
-        return replace(job, environment={**job.environment, SHARDING: mode.value})
-    behind = None if literal is None else list(literal)
-    job = compared_job(words, behind, model)
-    if model is None:
-        return job
-    names = {word.partition("=")[0] for word in words}
-    device = () if "--device" in names else ("--device", "cuda")
-    told = compared_job((*words, *device, "--steps", str(steps)), behind, model)
-    return replace(told, name=job.name, shown=job.shown)
-
-
-def chosen_gpu(gpu: str | None, capacity: str | None) -> Gpu | None:
-    """The card that was asked for; None: none was.
-
-    Raises:
-        UsageError: there is no such card, or both were given.
-    """
-    from dataclasses import replace
-
-    from memlens.catalogue.gpus import CONTEXT_BYTES, GPUS, Gpu, find_gpu
-    from memlens.planning.simulate import DEFAULT_GPU
-    from memlens.units import parse_bytes
-
-    if capacity is None:
-        return None if gpu is None else find_gpu(gpu)
-    known = find_gpu(gpu) if gpu is not None else Gpu(capacity, 0)
-    base = known if gpu is not None else replace(GPUS[DEFAULT_GPU], name=capacity)
-    name = f"{known.name} with {capacity}" if gpu is not None else capacity
-    return replace(base, name=name, total_bytes=parse_bytes(capacity) + CONTEXT_BYTES)
-
-
-def asked_variant(optimizer: str | None, no_retain_grad: bool) -> Variant:
-    """What takes the place of the job's optimizer.
-
-    Raises:
-        UsageError: there is no such optimizer, or it cannot do what is asked.
-    """
-    from memlens.catalogue.variant import Variant, parse_variant
-
-    if optimizer is not None:
-        return parse_variant(optimizer, no_retain_grad=no_retain_grad)
-    if no_retain_grad:
-        raise click.UsageError("--no-retain-grad goes with --optimizer: name one")
-    return Variant(None)
-
-
-def _ladder(what: str, job: JobWords, multiple: int | None) -> Ladder:
-    from memlens.planning.sizes import TOKENS_MULTIPLE, model_ladder, number_ladder
-
-    if what == "model":
-        if multiple is not None:
-            raise click.UsageError("--multiple-of goes with --max-batch or --max-tokens")
-        return model_ladder(job)
-    return number_ladder(what, job, multiple or (TOKENS_MULTIPLE if what == "tokens" else 1))
-
-
-def _search(
-    ladder: Ladder,
-    runner: Simulated,
-    variant: Variant,
-    mode: ShardingMode | None,
-    out: Path | None,
-    *,
-    fresh: bool,
-) -> Found:
-    from memlens.comparing.progress import make_progress
-    from memlens.comparing.tries import Trial, try_one
-    from memlens.disk.runs import DEFAULT_FOLDER
-    from memlens.planning.search import Try, search
-    from memlens.planning.simulated import verdict_on
-
-    card = runner.gpu
-    if card is None:
-        raise click.UsageError(
-            f"--max-{ladder.what} needs a card; name one with --gpu or --capacity"
-        )
-
-    def job_at(rung: int) -> ComparedJob:
-        asked = ladder.job_at(rung)
-        return planned_job(asked.words, asked.literal, asked.model, runner.steps, mode)
-
-    name = job_at(1).name
-    folder = (out or Path(DEFAULT_FOLDER, f"max-{ladder.what}-{name}")).absolute()
-    with make_progress(None) as progress:
-
-        def measure(rung: int) -> Try:
-            title = f"{ladder.what} {ladder.label_of(rung)}"
-            progress.begin(title)
-            trial = Trial(title, job_at(rung), None if variant.row is None else variant, mode)
-            result = try_one(trial, folder, runner, fresh=fresh, tell=progress.tell)
-            progress.end(result)
-            return Try(rung, ladder.label_of(rung), result, verdict_on(result, card))
-
-        return search(ladder, card, measure)
-
-
-def _print_found(found: Found, *, as_json: bool) -> None:
-    if as_json:
-        import json
-
-        click.echo(json.dumps(found.to_json(), indent=2))
-        return
-    from memlens.report.plan.search import found_lines
-
-    for line in found_lines(found):
-        click.echo(line)
 
 
 def _folder(out: Path | None, name: str) -> Path:
