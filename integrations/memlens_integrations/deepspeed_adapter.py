@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from memlens.adapters import Holding, mark_scope
+from memlens.adapters import Holding, mark_scope, watch_calls
 from memlens.events import Category
 from memlens.recording.recorder import Recorder
 from memlens.recording.storages import tensors_in
@@ -79,17 +79,16 @@ class DeepSpeedAdapter:
                 each for each in gc.get_objects() if type(each) is owner
             )
             # Once it is made, with all that it holds.
-            private.wrap_method(
+            watch_calls(
+                recorder,
+                undo,
                 owner,
                 "__init__",
-                what=kind,
                 after=lambda made, *_, known=known: self._made(known, made),
             )
             for name, leave in ((STEP, self._leave_step), (SET_UP, self._leave_set_up)):
                 if hasattr(owner, name):
-                    private.wrap_method(
-                        owner, name, what=kind, before=self._enter_step, always=leave
-                    )
+                    watch_calls(recorder, undo, owner, name, before=self._enter_step, always=leave)
         for what in _COMMUNICATION:
             self._mark(what, Category.COMMUNICATION, undo, temporaries=Category.COMMUNICATION)
         self._mark("partitioning of a parameter", Category.WEIGHT, undo)
@@ -124,7 +123,7 @@ class DeepSpeedAdapter:
         """Which stage its engines use."""
         for owner in self._alive("flat"):
             stage_2 = self._private.read("flat", owner, "partition_gradients")
-            yield "ZeRO 2" if stage_2 else "ZeRO 1"
+            yield "ZeRO 1 or 2" if stage_2 is None else "ZeRO 2" if stage_2 else "ZeRO 1"
         for kind, text in _STAGES.items():
             if self._alive(kind):
                 yield text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from memlens.adapters import watch_calls
 from memlens.events import Category
 from memlens.recording.recorder import Recorder
 
@@ -95,7 +96,7 @@ READS: dict[str, dict[str, Read]] = {
         ("_muon_allgather_buffers?", _COMMUNICATION, "partitions that Muon gathers"),
         ("_global_grad_norm?", _TEMPORARY, "norm of the last gradients"),
         ("norm_for_param_grads?", _TEMPORARY, "norms of offloaded gradients"),
-        ("partition_gradients", None, "whether it is stage 2"),
+        ("partition_gradients?", None, "whether it is stage 2"),
         ("bit16_groups", None, "parameters of each group"),
         ("round_robin_bit16_groups", None, "the same, as they lie in the flat weights"),
         ("round_robin_bit16_offsets?", None, "where each of them begins"),
@@ -277,37 +278,7 @@ class Private:
         """Have a function of the table call others first, or once it is done, with its own arguments."""
         found = self.find(what)
         if found is not None:
-            self.wrap_method(*found, what=what, before=before, after=after)
-
-    def wrap_method(
-        self,
-        owner: Any,
-        name: str,
-        *,
-        what: str,
-        before: Callable[..., None] | None = None,
-        after: Callable[..., None] | None = None,
-        always: Callable[..., None] | None = None,
-    ) -> None:
-        """The same for any function; `always` is also called when it has failed."""
-        original: Callable[..., Any] = getattr(owner, name)
-        enter = self._recorder.hook(what, before or _nothing)
-        done = self._recorder.hook(what, after or _nothing)
-        leave = self._recorder.hook(what, always or _nothing)
-
-        @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            enter(*args)
-            try:
-                found = original(*args, **kwargs)
-                done(*args)
-                return found
-            finally:
-                leave(*args)
-
-        own = name in vars(owner)
-        setattr(owner, name, wrapper)
-        self._undo.callback(*((setattr, owner, name, original) if own else (delattr, owner, name)))
+            watch_calls(self._recorder, self._undo, *found, before=before, after=after)
 
     def _resolve(self, paths: tuple[str, ...], what: str) -> tuple[Any, str]:
         for path in paths:
@@ -319,10 +290,6 @@ class Private:
 
 
 _MISSING = object()
-
-
-def _nothing(*_: object) -> None:
-    pass
 
 
 # -- what a simulation changes (deepspeed_simulated.py) ----------------------------------------------

@@ -279,25 +279,19 @@ def mark_scope(
         survivors: category of memory that a call allocates and leaves behind.
         temporaries: category of memory that a call allocates and frees.
     """
-    original: Callable[..., Any] = getattr(owner, attribute)
     kept = survivors.value
     if temporaries is not Category.TEMPORARY:
         kept = f"{kept}/{temporaries.value}"
     scope = recorder.names.intern(NameKind.SCOPE, text, kept)
     recorder.names.intern(NameKind.TENSOR, text)
-    enter = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_ENTER, scope))
-    leave = recorder.hook(text, lambda: recorder.mark(MarkKind.SCOPE_EXIT, scope))
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        enter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            leave()
-
-    setattr(owner, attribute, wrapper)
-    undo.callback(setattr, owner, attribute, original)
+    watch_calls(
+        recorder,
+        undo,
+        owner,
+        attribute,
+        before=lambda *_: recorder.mark(MarkKind.SCOPE_ENTER, scope),
+        always=lambda *_: recorder.mark(MarkKind.SCOPE_EXIT, scope),
+    )
 
 
 def watch_calls(
@@ -308,6 +302,7 @@ def watch_calls(
     *,
     before: Callable[..., None] | None = None,
     after: Callable[..., None] | None = None,
+    always: Callable[..., None] | None = None,
 ) -> None:
     """Have a function of a library call others first, or afterwards, with its own arguments.
 
@@ -318,20 +313,21 @@ def watch_calls(
         attribute: the function's name.
         before: called first.
         after: called when the function has returned; not if it raised.
+        always: called when the function is done, in whichever way.
     """
     original: Callable[..., Any] = getattr(owner, attribute)
     text = f"adapter of {attribute}"
-    enter = None if before is None else recorder.hook(text, before)
-    leave = None if after is None else recorder.hook(text, after)
+    enter, leave, end = (recorder.hook(text, each or _nothing) for each in (before, after, always))
 
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if enter is not None:
-            enter(*args)
-        result = original(*args, **kwargs)
-        if leave is not None:
+        enter(*args)
+        try:
+            result = original(*args, **kwargs)
             leave(*args)
-        return result
+            return result
+        finally:
+            end(*args)
 
     is_inherited = isinstance(owner, type) and attribute not in vars(owner)
     setattr(owner, attribute, wrapper)
@@ -339,3 +335,7 @@ def watch_calls(
         undo.callback(delattr, owner, attribute)
     else:
         undo.callback(setattr, owner, attribute, original)
+
+
+def _nothing(*_: object) -> None:
+    pass

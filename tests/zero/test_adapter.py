@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from memlens.adapters import Holding
+from memlens.adapters import Holding, watch_calls
 from memlens.events import Category
 from memlens_integrations.deepspeed_adapter import DeepSpeedAdapter
 from memlens_integrations.deepspeed_flat import holdings_of_flat
@@ -112,10 +112,11 @@ def test_wrapped_functions_come_back() -> None:
     recorder: Any = SimpleNamespace(hook=lambda what, function: function)
     owner = type("Owner", (), {"run": lambda self, value: 1 // value})
     original = vars(owner)["run"]
-    Private(recorder, undo).wrap_method(
+    watch_calls(
+        recorder,
+        undo,
         owner,
         "run",
-        what="a run",
         before=lambda *arguments: called.append(("before", arguments[1])),
         after=lambda *arguments: called.append(("after", arguments[1])),
         always=lambda *arguments: called.append(("always", arguments[1])),
@@ -149,3 +150,13 @@ def test_host_memory_is_a_gauge_where_the_device_is_another(monkeypatch: Any) ->
         monkeypatch.setattr(adapter, "_alive", lambda kind: [owner] if kind == "flat" else [])
         assert [size for _, _, size in adapter.gauges()] == expected
         assert problems.found == []
+
+
+def test_the_stage_is_told() -> None:
+    adapter = DeepSpeedAdapter()
+    adapter._private = private_of(Problems())
+    owners = [optimizer_of(partition_gradients=stage == 2) for stage in (1, 2)]
+    adapter._alive = lambda kind: owners if kind == "flat" else []  # type: ignore[method-assign]
+    assert list(adapter.sharding()) == ["ZeRO 1", "ZeRO 2"]
+    adapter._alive = lambda kind: [None] if kind == "stage 3" else []  # type: ignore[method-assign]
+    assert list(adapter.sharding()) == ["ZeRO 3"]
