@@ -25,7 +25,7 @@ import numpy as np
 Results = dict[str, Any]
 WAITING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """Runtime calls by which a profiler would slow a job down, or change what it does."""
-OPTIONAL = ("accelerate", "bitsandbytes", "galore_torch", "peft")
+OPTIONAL = ("accelerate", "bitsandbytes", "deepspeed", "galore_torch", "peft")
 
 
 def main() -> None:

@@ -330,6 +330,11 @@ LIBRARIES = [
     training("PagedAdamW8bit (bitsandbytes)", "paged-adamw8bit", cuda_only=True),
     training("torch.compile", "compile", full_only=True, seconds=60),
 ]
+SHARDED = [
+    training("FSDP2, bfloat16", "fsdp2"),
+    training("DeepSpeed, ZeRO 2, bfloat16", "zero-2", seconds=30),
+    training("DeepSpeed, ZeRO 3, bfloat16", "zero-3", seconds=30, full_only=True),
+]
 EXAMPLES = [
     Check(f"examples/{script}", partial(example, script), seconds=25, full_only=True)
     for script in (
@@ -348,5 +353,6 @@ SECTIONS = [
     Section("Attribution", ATTRIBUTION),
     Section("Out of memory", OUT_OF_MEMORY),
     Section("Other optimizers, torch.compile", LIBRARIES),
+    Section("One rank of FSDP and ZeRO", SHARDED),
     Section("Examples under `memlens run`", EXAMPLES),
 ]

@@ -17,7 +17,7 @@ from memlens.models.build import build_model, make_batch
 from memlens.models.shape import ModelShape
 from memlens.models.table import find_model
 
-__all__ = ["TRAININGS", "Readings", "Size", "llama_shape"]
+__all__ = ["TRAININGS", "Readings", "Size", "adamw", "llama_shape"]
 
 Optimizer = Callable[[nn.Module], Any]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -281,6 +281,12 @@ def graphed_step(size: Size, readings: Readings) -> nn.Module:
     return model
 
 
+def sharded(size: Size, readings: Readings, *, name: str, **options: Any) -> nn.Module:
+    """One of gpu/sharded.py, which builds on this file."""
+    training: Callable[..., nn.Module] = getattr(import_module("gpu.sharded"), name)
+    return training(size, readings, **options)
+
+
 TRAININGS: dict[str, Training] = {
     "language-model": language_model,
     "vision": vision,
@@ -294,6 +300,9 @@ TRAININGS: dict[str, Training] = {
     "graphed-model": graphed_model,
     "graphed-step": graphed_step,
     "compile": compiled,
+    "fsdp2": partial(sharded, name="fully_sharded"),
+    "zero-2": partial(sharded, name="deepspeed", stage=2),
+    "zero-3": partial(sharded, name="deepspeed", stage=3),
     "adamw-r": partial(language_model, optimizer=adamw_r),
     "adafactor": partial(language_model, optimizer=adafactor),
     "galore": partial(language_model, optimizer=galore),
