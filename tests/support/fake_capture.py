@@ -77,6 +77,7 @@ class FakeRank:
     reserved_bytes: int | None = None
     measured: tuple[Gauge, ...] = ()
     launch: int = 0
+    sharding: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=lambda: {"closed": True})
     size_bytes_on_disk = 0
 

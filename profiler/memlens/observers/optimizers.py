@@ -33,6 +33,8 @@ class OptimizerObserver:
         self._recorder = recorder
         self._parameters = parameters
         self._depth = 0
+        self._inner: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        """Have stepped within the one that is at work."""
         self._scopes: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
             weakref.WeakKeyDictionary()
         )
@@ -129,12 +131,16 @@ class OptimizerObserver:
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
-        if self._depth:  # the wrapper may hold no state itself (ZeroRedundancyOptimizer)
-            self._tag_state(optimizer)
+        if self._depth:
+            self._inner.add(optimizer)
             return
         scope = self.learn(optimizer)
         self._recorder.take_stock()
         self._tag_state(optimizer)
+        # The wrapper, which comes first, may know better names, or hold no state itself.
+        for inner in list(self._inner):
+            self._tag_state(inner)
+        self._inner.clear()
         self._recorder.mark(MarkKind.OPTIMIZER_EXIT, scope)
         self._stepped[scope] = self._recorder.backward
         self._end_if_complete()
