@@ -212,13 +212,23 @@ def start(job: Job, *before: str, folder: Path) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module", params=JOBS, ids=lambda job: job.name)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     job: Job = request.param
-    folder = tmp_path_factory.mktemp(job.name)
-    plain = start(job, folder=folder)
-    assert plain.returncode == 0, plain.stderr
-    out = folder / "run"
-    profiled = start(job, "memlens", "run", "--out", str(out), "--", folder=folder)
-    assert profiled.returncode == 0, profiled.stderr
-    return Trained(job, plain, profiled, memlens.load(out))
+    plain, _ = trained_once(job, tmp_path_factory)
+    profiled, folder = trained_once(job, tmp_path_factory, "memlens", "run", "--out", "run", "--")
+    return Trained(job, plain, profiled, memlens.load(folder / "run"))
+
+
+def trained_once(
+    job: Job, folders: pytest.TempPathFactory, *before: str
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Run the job to its end; again, if one of gloo's threads has aborted it on its way out."""
+    for _ in range(3):
+        folder = folders.mktemp(job.name)
+        done = start(job, *before, folder=folder)
+        # About one in thirty does, with and without memlens (torch 2.13).
+        if not (done.returncode and "terminate called without an active exception" in done.stderr):
+            break
+    assert done.returncode == 0, done.stderr
+    return done, folder
 
 
 def losses(job: subprocess.CompletedProcess[str]) -> list[str]:

@@ -7,6 +7,7 @@ Nothing of memlens is in here.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -107,4 +108,4 @@ if __name__ == "__main__":
     }
     print("found", json.dumps([torch.distributed.get_rank(), answers]), flush=True)
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads abort some processes that end in good order
