@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,6 +107,7 @@ if __name__ == "__main__":
         "fsdp1": fsdp1(original=False),
         "fsdp1 original": fsdp1(original=True),
     }
-    print("found", json.dumps([torch.distributed.get_rank(), answers]), flush=True)
+    place = Path(os.environ["FOUND"], f"{torch.distributed.get_rank()}.json")
+    place.write_text(json.dumps(answers))
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads abort some processes that end in good order
