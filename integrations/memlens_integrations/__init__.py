@@ -11,7 +11,7 @@ __all__ = ["ADAPTERS"]
 
 ADAPTERS: dict[str, str] = {
     "bitsandbytes": "memlens_integrations.bitsandbytes:BitsAndBytesAdapter",
-    "deepspeed": "memlens_integrations.deepspeed_adapter:DeepSpeedAdapter",
+    "deepspeed": "memlens_integrations.deepspeed.adapter:DeepSpeedAdapter",
     "ddp": "memlens_integrations.ddp:DistributedDataParallelAdapter",
     "fsdp1": "memlens_integrations.fsdp1:FullyShardedDataParallelAdapter",
     "fsdp2": "memlens_integrations.fsdp2:FullyShardAdapter",

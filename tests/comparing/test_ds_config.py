@@ -28,7 +28,7 @@ JOBS: dict[str, Any] = {
 
 
 def changed(stage: int, variant: str, config: dict[str, Any] = JOBS) -> tuple[Any, list[str]]:
-    from memlens_integrations.deepspeed_config import changed_config
+    from memlens_integrations.deepspeed.config import changed_config
 
     before = copy.deepcopy(config)
     found = changed_config(config, stage, parse_variant(variant))
@@ -81,7 +81,7 @@ def test_every_way_to_hand_it_over(way: str, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     from deepspeed import DeepSpeedConfig
 
-    from memlens_integrations.deepspeed_config import replace_stage
+    from memlens_integrations.deepspeed.config import replace_stage
 
     job = {"train_batch_size": 2, "zero_optimization": {"stage": 3}}
     text = json.dumps(job)

@@ -17,7 +17,7 @@ from memlens.errors import UsageError
 from memlens.optim.together import Together
 from memlens.variants.build import build
 from memlens.variants.request import read_construction
-from memlens_integrations import torchao as adapter_of_torchao
+from memlens_integrations.optimizers import torchao as adapter_of_torchao
 
 
 def make(text: str, parameters: Any, **hyper: Any) -> Any:

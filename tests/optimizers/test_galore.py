@@ -16,7 +16,7 @@ from memlens.catalogue.variant import parse_variant
 from memlens.errors import UsageError
 from memlens.variants.build import build
 from memlens.variants.request import read_construction
-from memlens_integrations.galore import GaLoreAdamW8bit, OwnMatrixProjector
+from memlens_integrations.optimizers.galore import GaLoreAdamW8bit, OwnMatrixProjector
 
 PROJECTIONS = ["std", "reverse_std", "left", "right", "full"]
 RANK = 4

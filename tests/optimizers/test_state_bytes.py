@@ -17,7 +17,7 @@ from memlens.catalogue.variant import parse_variant
 from memlens.events import Category
 from memlens.variants.build import build
 from memlens.variants.request import read_construction
-from memlens_integrations.lomo import GroupedLOMO
+from memlens_integrations.optimizers.lomo import GroupedLOMO
 
 RANK = 8
 VOCABULARY, WIDTH, INNER = 80, 64, 96

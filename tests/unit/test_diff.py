@@ -228,7 +228,7 @@ def test_without_stacks_in_one_run_both_go_by_name() -> None:
     "ours",
     [
         "/home/ada/memlens/profiler/memlens/observers/backward.py",
-        "/home/ada/memlens/integrations/memlens_integrations/galore.py",
+        "/home/ada/memlens/integrations/memlens_integrations/optimizers/galore.py",
         "/v/lib/python3.11/site-packages/memlens/observers/backward.py",
     ],
 )

@@ -31,7 +31,7 @@ from tests.zero.configurations import INPUTS, OUTPUTS, STEPS, Model, groups_of, 
 from torch import nn
 
 import memlens
-from memlens_integrations.deepspeed_private import READS, Read
+from memlens_integrations.deepspeed.private import READS, Read
 
 # What would be imported late, by each process.
 for late in ("zero.stage3", "zero.muon.muon_optimizer", "bf16_optimizer", "fp16.unfused_optimizer"):

@@ -11,9 +11,9 @@ import torch
 
 from memlens.adapters import Holding, watch_calls
 from memlens.events import Category
-from memlens_integrations.deepspeed_adapter import DeepSpeedAdapter
-from memlens_integrations.deepspeed_flat import holdings_of_flat
-from memlens_integrations.deepspeed_private import CALLS, READS, Private
+from memlens_integrations.deepspeed.adapter import DeepSpeedAdapter
+from memlens_integrations.deepspeed.flat import holdings_of_flat
+from memlens_integrations.deepspeed.private import CALLS, READS, Private
 
 
 class Problems:
@@ -57,7 +57,7 @@ def by_category(holdings: Any) -> dict[Category, list[Holding]]:
 
 
 def test_flat_groups(monkeypatch: Any) -> None:
-    monkeypatch.setattr("memlens_integrations.deepspeed_flat.rank_in", lambda group: 1)
+    monkeypatch.setattr("memlens_integrations.deepspeed.flat.rank_in", lambda group: 1)
     problems, optimizer = Problems(), optimizer_of()
     found = by_category(holdings_of_flat(private_of(problems), optimizer))
     pieces = [

@@ -19,7 +19,7 @@ from memlens.variants.witness import Witness
 
 __all__ = ["ask_for"]
 
-_ZERO_CONFIG = "memlens_integrations.deepspeed_config"
+_ZERO_CONFIG = "memlens_integrations.deepspeed.config"
 
 
 def ask_for(mode: ShardingMode, variant: Variant, witness: Witness, undo: ExitStack) -> None:

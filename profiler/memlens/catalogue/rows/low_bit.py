@@ -47,7 +47,7 @@ _TORCHAO = replace(
     _ADAMW8BIT,
     name="adamw8bit-torchao",
     title="8-bit AdamW (torchao)",
-    home="memlens_integrations.torchao:make",
+    home="memlens_integrations.optimizers.torchao:make",
     extra="torchao",
     when="8-bit state in plain PyTorch: any device, FSDP2, torch.compile",
     when_not="small tensors: each moment brings a table of 1 KiB of its own",

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from memlens_integrations.deepspeed_private import (
+from memlens_integrations.deepspeed.private import (
     COMPARISONS,
     IN_PLACE_OPERATORS,
     LOADER,

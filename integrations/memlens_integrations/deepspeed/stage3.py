@@ -14,8 +14,8 @@ import torch
 
 from memlens.adapters import Holding, Piece
 from memlens.events import Category
-from memlens_integrations.deepspeed_flat import buckets, norms, rank_in, tensors_of
-from memlens_integrations.deepspeed_private import Private
+from memlens_integrations.deepspeed.flat import buckets, norms, rank_in, tensors_of
+from memlens_integrations.deepspeed.private import Private
 
 __all__ = [
     "address_of",

@@ -21,16 +21,16 @@ from memlens.recording.recorder import Recorder
 from memlens.recording.storages import tensors_in
 from memlens.sources.base import Gauge
 from memlens.torch_private import storage_pointer
-from memlens_integrations.deepspeed_flat import (
+from memlens_integrations.deepspeed.flat import (
     buckets,
     early_gradients,
     holdings_of_bf16,
     holdings_of_flat,
     holdings_of_fp16,
 )
-from memlens_integrations.deepspeed_private import SET_UP, STEP, Private
-from memlens_integrations.deepspeed_simulated import simulate_deepspeed
-from memlens_integrations.deepspeed_stage3 import (
+from memlens_integrations.deepspeed.private import SET_UP, STEP, Private
+from memlens_integrations.deepspeed.simulated import simulate_deepspeed
+from memlens_integrations.deepspeed.stage3 import (
     gathered,
     holdings_of_gather,
     holdings_of_module,

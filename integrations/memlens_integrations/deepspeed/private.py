@@ -292,7 +292,7 @@ class Private:
 _MISSING = object()
 
 
-# -- what a simulation changes (deepspeed_simulated.py) ----------------------------------------------
+# -- what a simulation changes (simulated.py) -------------------------------------------------------
 
 OVERFLOW_CHECKS = (
     "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.has_overflow",

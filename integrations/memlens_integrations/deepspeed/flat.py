@@ -16,7 +16,7 @@ import torch
 
 from memlens.adapters import Holding, Piece
 from memlens.events import Category
-from memlens_integrations.deepspeed_private import Private
+from memlens_integrations.deepspeed.private import Private
 
 __all__ = [
     "buckets",
