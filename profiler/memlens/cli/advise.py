@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.cli.planned import JobCommand
+from memlens.cli.asked.job import JobCommand
 
 if TYPE_CHECKING:
     from memlens.comparing.results import Result
@@ -78,7 +78,7 @@ def command(
     The script is unchanged and no GPU is needed. Each change is told with what it saves in simulation,
     and with what it costs in time or in quality, and who says so.
     """  # noqa: D301  \b is for click
-    from memlens.cli.planned import chosen_gpu, simulated_runner
+    from memlens.cli.asked.job import chosen_gpu, simulated_runner
     from memlens.planning.sizes import JobWords
 
     words, literal = ctx.meta["memlens.job"]
@@ -104,7 +104,7 @@ def _advise(
     job: JobWords, runner: Simulated, out: Path | None, *, everything: bool, fresh: bool
 ) -> Advice:
     from memlens.catalogue.variant import parse_variant
-    from memlens.cli.planned import planned_job
+    from memlens.cli.asked.job import planned_job
     from memlens.comparing.progress import make_progress
     from memlens.comparing.tries import Trial, try_one
     from memlens.disk.runs import DEFAULT_FOLDER

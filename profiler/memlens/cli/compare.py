@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memlens.cli.ray_options import asked_schedule, ray_options
+from memlens.cli.asked.ray import asked_schedule, ray_options
 
 if TYPE_CHECKING:
     from memlens.catalogue.gpus import Gpu
@@ -205,7 +205,7 @@ def command(
     The script is unchanged: whatever optimizer it constructs is replaced. Options of ours may stand
     before or after its name; words behind `--` are the job's alone.
     """  # noqa: D301  \b is for click
-    from memlens.cli.sharding import asked_modes, asked_processes, asked_ranks, sharded_jobs
+    from memlens.cli.asked.sharding import asked_modes, asked_processes, asked_ranks, sharded_jobs
     from memlens.comparing.capacity import parse_capacity
     from memlens.comparing.compare import compare_trials, sharded_trials, trials_of
     from memlens.comparing.progress import make_progress
@@ -227,7 +227,7 @@ def command(
     processes = asked_processes(nproc, is_command=is_command, is_sharded=bool(modes))
     runner: Runner
     if plan:
-        from memlens.cli.planned import chosen_gpu, planned_job, simulated_runner
+        from memlens.cli.asked.job import chosen_gpu, planned_job, simulated_runner
         from memlens.planning.simulate import STEPS
 
         # One rank stands for all of them.

@@ -53,8 +53,8 @@ def fit(
     Raises:
         UsageError: no card was named.
     """
-    from memlens.cli.planned import planned_job
-    from memlens.cli.sharding import sharded_jobs
+    from memlens.cli.asked.job import planned_job
+    from memlens.cli.asked.sharding import sharded_jobs
     from memlens.comparing.progress import make_progress
     from memlens.comparing.schedule import side_by_side
     from memlens.disk.runs import DEFAULT_FOLDER

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.cli.planned import planned_job
+from memlens.cli.asked.job import planned_job
 
 if TYPE_CHECKING:
     from memlens.catalogue.combinations import ShardingMode

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.cli.planned import (
+from memlens.cli.asked.job import (
     JobCommand,
     asked_variant,
     chosen_gpu,
     planned_job,
     simulated_runner,
 )
-from memlens.cli.ray_options import asked_machines, ray_options
+from memlens.cli.asked.ray import asked_machines, ray_options
 
 if TYPE_CHECKING:
     from memlens.planning.by_layout import LayoutPlan
@@ -157,9 +157,9 @@ def command(
     from memlens.catalogue.combinations import cautions
     from memlens.catalogue.gpus import GPUS
     from memlens.catalogue.variant import AS_IS
+    from memlens.cli.asked.sharding import asked_mode, asked_modes, asked_ranks
     from memlens.cli.compare import split_names
     from memlens.cli.largest import find_largest, ladder_of, print_found
-    from memlens.cli.sharding import asked_mode, asked_modes, asked_ranks
     from memlens.errors import SimulationError
     from memlens.planning.plan import make_plan
     from memlens.planning.progress import planning

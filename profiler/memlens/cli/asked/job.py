@@ -116,8 +116,8 @@ def planned_job(
     from dataclasses import replace
     from functools import partial
 
+    from memlens.cli.asked.sharding import sharded_jobs
     from memlens.cli.compare import compared_job
-    from memlens.cli.sharding import sharded_jobs
     from memlens.launch.environment import SHARDING
 
     if mode is not None:
