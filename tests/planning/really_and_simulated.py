@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.planning.sharded_job import START, point
 from tests.support.jobs import run_memlens
+from tests.support.points import held_at
 
 import memlens
 from memlens.capture import RankCapture
 
-__all__ = ["JOB", "TIMEOUT_S", "Ran", "really_and_simulated"]
+__all__ = ["JOB", "TIMEOUT_S", "Ran", "assert_alike", "really_and_simulated"]
 
 JOB = str(Path(__file__).parent / "sharded_job.py")
 TIMEOUT_S = 600
@@ -63,3 +65,20 @@ def really_and_simulated(
         (simulated,) = memlens.load(out / "run").ranks
         found[rank] = Ran(real.rank(rank), simulated)
     return found
+
+
+def assert_alike(ranks: Mapping[int, Ran], place: int, moment: int) -> None:
+    """What each rank holds of every kind since the beginning of a configuration is the same.
+
+    Args:
+        ranks: as they ran.
+        place: which configuration.
+        moment: after backward, or after the step.
+    """
+    for number, rank in ranks.items():
+        real, simulated = (
+            held_at(each, point(place, START), point(place, moment))
+            for each in (rank.real, rank.simulated)
+        )
+        assert simulated == real, f"rank {number}"
+        assert any(real.values())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.planning.really_and_simulated import Ran, really_and_simulated
-from tests.planning.sharded_job import BACKWARD, FSDP, START, STEP, point
-from tests.support.points import held_at
+from tests.planning.really_and_simulated import Ran, assert_alike, really_and_simulated
+from tests.planning.sharded_job import BACKWARD, FSDP, STEP
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +20,4 @@ def ranks(
 @pytest.mark.parametrize("name", FSDP)
 @pytest.mark.parametrize("moment", [BACKWARD, STEP], ids=["after backward", "after step"])
 def test_a_rank_holds_what_it_really_holds(ranks: dict[int, Ran], name: str, moment: int) -> None:
-    place = list(FSDP).index(name)
-    for number, rank in ranks.items():
-        real, simulated = (
-            held_at(each, point(place, START), point(place, moment))
-            for each in (rank.real, rank.simulated)
-        )
-        assert simulated == real, f"rank {number}"
-        assert any(real.values())
+    assert_alike(ranks, list(FSDP).index(name), moment)

@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.planning.really_and_simulated import JOB, TIMEOUT_S, Ran, really_and_simulated
+from tests.planning.really_and_simulated import (
+    JOB,
+    TIMEOUT_S,
+    Ran,
+    assert_alike,
+    really_and_simulated,
+)
 from tests.planning.sharded_job import BACKWARD, OFFLOADED, START, STEP, ZERO, point
 from tests.support.jobs import run_memlens, write_script
 from tests.support.points import held_at
@@ -28,14 +34,7 @@ def ranks(
 @pytest.mark.parametrize("name", ZERO)
 @pytest.mark.parametrize("moment", [BACKWARD, STEP], ids=["after backward", "after step"])
 def test_a_rank_holds_what_it_really_holds(ranks: dict[int, Ran], name: str, moment: int) -> None:
-    place = list(ZERO).index(name)
-    for number, rank in ranks.items():
-        real, simulated = (
-            held_at(each, point(place, START), point(place, moment))
-            for each in (rank.real, rank.simulated)
-        )
-        assert simulated == real, f"rank {number}"
-        assert any(real.values())
+    assert_alike(ranks, list(ZERO).index(name), moment)
 
 
 def test_what_the_host_keeps_is_not_on_the_device(tmp_path: Path) -> None:

@@ -184,38 +184,26 @@ def _without(piece: tuple[int, int], start: int, end: int) -> list[tuple[int, in
 
 def _tags(history: DeviceHistory, cut_ns: int) -> Columns:
     """What each block of the census is, and the tags from there on."""
-    alive, blocks, found = _alive(history, cut_ns), history.blocks, history.attribution
+    blocks, found, parts = history.blocks, history.attribution, history.attribution.parts
+    is_alive = np.zeros(len(blocks.first), bool)
+    is_alive[_alive(history, cut_ns)] = True
+    alive, inner = np.flatnonzero(is_alive), parts.within(is_alive)
+    block = np.append(alive, parts.block[inner])  # that each tag speaks of
     census: Columns = {
-        "time_ns": np.full(len(alive), cut_ns),
-        "device": np.full(len(alive), history.device),
-        "address": blocks.address[alive],
-        "size_bytes": blocks.size_bytes[alive],
-        "category": found.category[alive],
-        "certainty": found.certainty[alive],
-        "name": found.name[alive],
-        "module": found.module[alive],
-        "offset_bytes": np.zeros(len(alive)),
-    }
-    parts = found.parts
-    inner = parts.within((blocks.alloc_ns < cut_ns) & (blocks.free_ns >= cut_ns))
-    holder = parts.block[inner]
-    views: Columns = {
-        "time_ns": np.full(len(inner), cut_ns),
-        "device": np.full(len(inner), history.device),
-        "address": blocks.address[holder],
-        "size_bytes": parts.size_bytes[inner],
-        "category": found.category[holder],
-        "certainty": found.certainty[holder],
-        "name": parts.name[inner],
-        "module": parts.module[inner],
-        "offset_bytes": parts.offset_bytes[inner],
+        "time_ns": np.full(len(block), cut_ns),
+        "device": np.full(len(block), history.device),
+        "address": blocks.address[block],
+        "size_bytes": np.append(blocks.size_bytes[alive], parts.size_bytes[inner]),
+        "category": found.category[block],
+        "certainty": found.certainty[block],
+        "name": np.append(found.name[alive], parts.name[inner]),
+        "module": np.append(found.module[alive], parts.module[inner]),
+        "offset_bytes": np.append(np.zeros(len(alive)), parts.offset_bytes[inner]),
     }
     mine = history.data.tags["device"] == history.device
     later = _later({name: column[mine] for name, column in history.data.tags.items()}, cut_ns)
     return {
-        name: np.concatenate(
-            [census[name].astype(column.dtype), views[name].astype(column.dtype), column]
-        )
+        name: np.concatenate([census[name].astype(column.dtype), column])
         for name, column in later.items()
     }
 
