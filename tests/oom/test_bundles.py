@@ -17,6 +17,7 @@ from tests.support.training import assert_adds_up
 from torch import nn
 
 import memlens
+from memlens.answers import Part
 from memlens.capture import RankCapture
 from memlens.cli import cli
 from memlens.disk.format import read_json, write_json
@@ -53,6 +54,11 @@ class Greedy(nn.Module):
 def train(history: HookHistory, at_failure: Callable[[], None] = lambda: None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Greedy(history), nn.Linear(WIDTH, 5))
+    flat, end = torch.zeros(3 * WIDTH), 0
+    for name, parameter in model.named_parameters():
+        if "bias" in name:  # these share a storage
+            begin, end = end, end + parameter.numel()
+            parameter.data = flat[begin:end].copy_(parameter.detach())
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     for _ in range(4):
         try:
@@ -167,9 +173,11 @@ def test_threads_that_fail_at_the_same_moment_have_a_bundle_each(
     assert_adds_up(rank)
 
 
-def alive_at_end(rank: RankCapture, time_ns: int) -> Counter[tuple[object, ...]]:
+def alive_at_end(
+    rank: RankCapture, time_ns: int
+) -> Counter[tuple[Category, str, int, tuple[Part, ...]]]:
     return Counter(
-        (block.category, block.name, block.size_bytes)
+        (block.category, block.name, block.size_bytes, block.parts)
         for block in rank.allocations_at(time_ns, top=None)
     )
 
@@ -191,7 +199,9 @@ def test_oom_only_writes_what_a_full_capture_knows_of_the_end(
     assert tail.events < full.events
     (event,) = tail.out_of_memory
     (expected,) = full.out_of_memory
-    assert alive_at_end(tail, event.time_ns) == alive_at_end(full, expected.time_ns)
+    alive = alive_at_end(tail, event.time_ns)
+    assert alive == alive_at_end(full, expected.time_ns)
+    assert [len(parts) for _, _, _, parts in alive if parts] == [3]
     assert tail.place_at(event.time_ns) == full.place_at(expected.time_ns)
     assert tail.categories_at(event.time_ns)[Category.OPTIMIZER_STATE] > 0
 
