@@ -295,4 +295,4 @@ def test_the_command_says_what_to_type_next(
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     assert re.match(rf"wrote 2 files, [\d.]+ KiB, to {run}/tensorboard\n", out)
-    assert out.endswith(f"open them with: tensorboard --logdir '{run}/tensorboard'\n")
+    assert out.endswith(f"open with: tensorboard --logdir '{run}/tensorboard'\n")

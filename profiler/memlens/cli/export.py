@@ -1,4 +1,4 @@
-"""`memlens export RUN --to tensorboard`."""
+"""`memlens export RUN --to TOOL`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder to make.  [default: one in RUN, named after the tool]",
+    help="File or folder to make.  [default: one in RUN, named after the tool]",
 )
 def command(run: str, to: str, out: Path | None) -> None:
     """Write a run for another tool to show.
@@ -28,11 +28,14 @@ def command(run: str, to: str, out: Path | None) -> None:
 
     from memlens.cli.runs import open_run
     from memlens.exporters import export
-
-    folder = export(open_run(run), to, out)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    size_bytes = sum(file.stat().st_size for file in files)
     from memlens.units import format_bytes
 
-    click.echo(f"wrote {len(files)} files, {format_bytes(size_bytes)}, to {folder}")
-    click.echo(f"open them with: {EXPORTERS[to].opens_with} {shlex.quote(str(folder))}")
+    result = export(open_run(run), to, out)
+    if result.is_dir():
+        files = [file for file in result.rglob("*") if file.is_file()]
+        size_bytes = sum(file.stat().st_size for file in files)
+        click.echo(f"wrote {len(files)} files, {format_bytes(size_bytes)}, to {result}")
+    else:
+        click.echo(f"wrote {format_bytes(result.stat().st_size)} to {result}")
+    opens_with = EXPORTERS[to].opens_with.format(path=shlex.quote(str(result)))
+    click.echo(f"open with: {opens_with}")

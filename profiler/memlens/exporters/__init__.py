@@ -1,7 +1,7 @@
 """Writing a capture for other tools: one table, one exporter per file.
 
-An exporter is a function `export(capture, folder)` that fills a folder which is new and empty. It
-asks the capture questions and never reads its files.
+An exporter is a function `export(capture, out)` that writes one file, or fills a folder which is new
+and empty; which of them, the table says. It asks the capture questions and never reads its files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class Exporter:
     target: str
     """`module:function`."""
     opens_with: str
-    """The command that opens the result; the folder comes after it."""
+    """How to open the result; `{path}` stands for it, quoted for a shell."""
+    suffix: str = ""
+    """What the name of the file ends with; empty: the result is a folder."""
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "tensorboard": Exporter("memlens.exporters.tensorboard:export", "tensorboard --logdir"),
+    "tensorboard": Exporter("memlens.exporters.tensorboard:export", "tensorboard --logdir {path}"),
 }
-"""Every exporter. The name is also that of the default folder, inside the run."""
+"""Every exporter. The name, with the suffix, is also that of the default result, inside the run."""
 
 
 def export(capture: Capture, to: str, out: Path | None = None) -> Path:
@@ -44,34 +46,38 @@ def export(capture: Capture, to: str, out: Path | None = None) -> Path:
     Args:
         capture: what to write.
         to: one of the names in EXPORTERS.
-        out: the folder to make; None means one inside the run, named after the exporter.
+        out: the file or folder to make; None means one inside the run, named after the exporter.
 
     Returns:
-        The folder.
+        The file or folder.
 
     Raises:
-        OutputExistsError: the folder is there and not empty; nothing is ever overwritten.
+        OutputExistsError: it is there, and no empty folder; nothing is ever overwritten.
         MissingDependencyError: the exporter needs a package that is not installed.
-        UsageError: the folder cannot be written.
+        UsageError: it cannot be written.
     """
-    module, _, function = EXPORTERS[to].target.partition(":")
+    exporter = EXPORTERS[to]
+    module, _, function = exporter.target.partition(":")
     write: Callable[[Capture, Path], None] = getattr(import_module(module), function)
-    folder = out if out is not None else Path(capture.info.path) / to
+    result = out if out is not None else Path(capture.info.path) / f"{to}{exporter.suffix}"
     # Made beside its final place and moved there when complete, so that a failure leaves nothing
     # that looks like a result, and a tool that watches the folder never reads half of it.
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    unfinished = result.with_name(f".{result.name}.unfinished-{os.getpid()}")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if result.exists() and (exporter.suffix or not result.is_dir() or any(result.iterdir())):
             raise OutputExistsError(
-                f"{folder} is already there and is never overwritten; "
+                f"{result} is already there and is never overwritten; "
                 "remove it, or choose another with --out"
             )
-        unfinished.mkdir(parents=True)
+        (unfinished.parent if exporter.suffix else unfinished).mkdir(parents=True, exist_ok=True)
         try:
             write(capture, unfinished)
-            unfinished.replace(folder)
+            unfinished.replace(result)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return folder
+        raise UsageError(f"cannot write to {result}: {error.strerror or error}") from error
+    return result
