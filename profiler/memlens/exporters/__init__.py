@@ -36,6 +36,15 @@ class Exporter:
 
 EXPORTERS: dict[str, Exporter] = {
     "tensorboard": Exporter("memlens.exporters.tensorboard:export", "tensorboard --logdir {path}"),
+    "speedscope": Exporter(
+        "memlens.exporters.speedscope:export",
+        "npx speedscope {path}, or drop it onto https://www.speedscope.app",
+        ".json",
+    ),
+    "folded": Exporter(
+        "memlens.exporters.folded:export",
+        "flamegraph.pl --countname bytes {path}/*.by-stack.folded > peak.svg",
+    ),
 }
 """Every exporter. The name, with the suffix, is also that of the default result, inside the run."""
 
