@@ -140,6 +140,8 @@ class Allocation:
     """Of a weight; None: it is none."""
     parts: tuple[Part, ...] = ()
     """What lies where in it, if several tensors share it (a flat partition of many parameters)."""
+    module_class: str = ""
+    """Class of `module`; empty: there is none, or it is not known."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class FakeRank:
                 stack=block.stack,
                 weight_kind=block.weight_kind if block.category is Category.WEIGHT else None,
                 parts=block.parts,
+                module_class=self.class_names.get(block.module, ""),
             )
             for block in alive[:top]
         )
