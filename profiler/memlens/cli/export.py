@@ -11,9 +11,23 @@ from memlens.exporters import EXPORTERS
 __all__ = ["command"]
 
 
-@click.command(name="export")
+class _ListsTargets(click.Command):
+    """A command whose help has a line for each exporter."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Targets"):
+            formatter.write_dl([(name, each.text) for name, each in EXPORTERS.items()])
+
+
+@click.command(name="export", cls=_ListsTargets)
 @click.argument("run")
-@click.option("--to", type=click.Choice(list(EXPORTERS)), required=True, help="For which tool.")
+@click.option(
+    "--to",
+    type=click.Choice(list(EXPORTERS)),
+    metavar="TARGET",
+    required=True,
+    help="For which tool; see below.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -32,18 +32,36 @@ class Exporter:
     """How to open the result; `{path}` stands for it, quoted for a shell."""
     suffix: str = ""
     """What the name of the file ends with; empty: the result is a folder."""
+    text: str = ""
+    """One line about it, for `memlens export --help`."""
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "tensorboard": Exporter("memlens.exporters.tensorboard:export", "tensorboard --logdir {path}"),
+    "tensorboard": Exporter(
+        "memlens.exporters.tensorboard:export",
+        "tensorboard --logdir {path}",
+        text="curves per category and step, tables and a picture",
+    ),
+    "parquet": Exporter(
+        "memlens.exporters.tables.export:export_parquet",
+        """cd {path} && duckdb -c "FROM 'ranks.parquet'"; columns.md explains each column""",
+        text="tables of blocks, steps, stacks and more, for DuckDB or pandas",
+    ),
+    "csv": Exporter(
+        "memlens.exporters.tables.export:export_csv",
+        """cd {path} && duckdb -c "FROM 'ranks.csv'"; columns.md explains each column""",
+        text="the same tables as text",
+    ),
     "speedscope": Exporter(
         "memlens.exporters.speedscope:export",
         "npx speedscope {path}, or drop it onto https://www.speedscope.app",
         ".json",
+        text="flame graphs of the peak, by stack and by module, in a browser",
     ),
     "folded": Exporter(
         "memlens.exporters.folded:export",
         "flamegraph.pl --countname bytes {path}/*.by-stack.folded > peak.svg",
+        text="folded stacks of the peak, for flamegraph.pl and its like",
     ),
 }
 """Every exporter. The name, with the suffix, is also that of the default result, inside the run."""

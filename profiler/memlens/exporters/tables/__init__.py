@@ -1,0 +1,1 @@
+"""A run as tables, for queries: Parquet and CSV."""
