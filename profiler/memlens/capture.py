@@ -20,7 +20,7 @@ from memlens.errors import CaptureError
 from memlens.options import is_url
 from memlens.rank import RankCapture
 
-__all__ = ["Capture", "RankCapture", "Unreadable", "load"]
+__all__ = ["Capture", "RankCapture", "Unreadable", "load", "look_at"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,23 @@ def load(run: str | os.PathLike[str]) -> Capture:
         from memlens.disk.remote import fetch_run
 
         run = fetch_run(str(run))
-    folder = Path(run)
+    capture, ranks = _open(Path(run))
+    if len(ranks) + len(capture.unreadable) == 1:
+        _ = ranks[0].data  # whoever opens a damaged capture learns it here
+    return capture
+
+
+def look_at(folder: Path) -> Capture:
+    """Open a run's folder as `load` does, but read no stream before it is asked for.
+
+    Raises:
+        CaptureError: it is not a capture, or the header of no rank can be read.
+    """
+    return _open(folder)[0]
+
+
+def _open(folder: Path) -> tuple[Capture, list[RankFolder]]:
+    """The run, and all that recorded something in it."""
     if not os.path.isdir(folder):
         raise CaptureError(f"no such run folder: {folder}")
     header = read_header(folder / RUN_FILE, RUN_FIELDS, what="run")
@@ -69,11 +85,9 @@ def load(run: str | os.PathLike[str]) -> Capture:
             unreadable.append(Unreadable(_rank_of(path), str(error)))
     if not ranks:
         raise CaptureError(unreadable[0].problem)
-    if len(folders) == 1:
-        _ = ranks[0].data  # whoever opens a damaged capture learns it here
     # A process that merely starts those who train is none of them.
     trained = [rank for rank in ranks if rank.header["trains"]]
-    return Capture(folder, header, trained or ranks, unreadable)
+    return Capture(folder, header, trained or ranks, unreadable), ranks
 
 
 class Capture:

@@ -37,7 +37,7 @@ LAYERS = (
     {"recording", "sources", "observers", "adapters", "simulation"},
     {"variants"},
     {"importing", "launch", "report"},
-    {"exporters", "doctor"},
+    {"exporters", "doctor", "web"},
     {"comparing", "planning"},
     {"cli", "__main__"},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from memlens.answers import Place
 from memlens.rank import RankCapture
 
-__all__ = ["End", "RankEnd", "end_of"]
+__all__ = ["End", "RankEnd", "end_of", "how_ended"]
 
 
 class End(Enum):
@@ -43,25 +44,27 @@ class RankEnd:
     pid: int | None
 
 
+def how_ended(header: Mapping[str, Any]) -> End:
+    """The same by what `rank.json` says alone."""
+    if header["closed"]:
+        return End.CLOSED if _text(header.get("error")) is None else End.RAISED
+    there = _is_there(_text(header.get("host")), _number(header.get("pid")))
+    return End.RUNNING if there else End.DIED
+
+
 def end_of(rank: RankCapture) -> RankEnd:
     """How a rank's recording ended; reads its streams."""
-    header = rank.header
-    host, pid = _text(header.get("host")), _number(header.get("pid"))
-    error = _text(header.get("error"))
-    if header["closed"]:
-        how = End.CLOSED if error is None else End.RAISED
-    else:
-        how = End.RUNNING if _is_there(host, pid) else End.DIED
+    header, how = rank.header, how_ended(rank.header)
     last = rank.last_event_ns
     is_over = how is End.CLOSED or last is None
     return RankEnd(
         how=how,
-        error=error,
+        error=_text(header.get("error")),
         out_of_memory=bool(rank.out_of_memory),
         time_ns=last,
         place=None if is_over or last is None else rank.place_at(last),
-        host=host,
-        pid=pid,
+        host=_text(header.get("host")),
+        pid=_number(header.get("pid")),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memlens.answers import ModuleUsage, Peak, Step
     from memlens.capture import RankCapture
 
-__all__ = ["Diff", "ModuleChange", "StepChange", "diff"]
+__all__ = ["Diff", "ModuleChange", "StepChange", "diff", "pair_modules"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def diff(a: RankCapture, b: RankCapture, *, step: int | None = None) -> Diff:
             for category in Category
         },
         steps=_pair_steps(a_steps, b_steps),
-        modules=_pair_modules(a.modules_at(a_ns, top=None), b.modules_at(b_ns, top=None)),
+        modules=pair_modules(a.modules_at(a_ns, top=None), b.modules_at(b_ns, top=None)),
         sites=tuple(sorted(sites, key=lambda site: _importance(site.size))),
     )
 
@@ -154,7 +154,8 @@ def _pair_steps(a: Iterable[Step], b: Iterable[Step]) -> tuple[StepChange, ...]:
     )
 
 
-def _pair_modules(a: Iterable[ModuleUsage], b: Iterable[ModuleUsage]) -> tuple[ModuleChange, ...]:
+def pair_modules(a: Iterable[ModuleUsage], b: Iterable[ModuleUsage]) -> tuple[ModuleChange, ...]:
+    """Modules of the same name, the largest differences first."""
     a_usages = {usage.module: usage for usage in a}
     b_usages = {usage.module: usage for usage in b}
     changes = [

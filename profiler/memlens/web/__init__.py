@@ -1,0 +1,1 @@
+"""What the web pages ask of captures: plain values, ready for JSON; no web server is imported here."""
