@@ -247,17 +247,19 @@ TABLES: dict[str, Table] = {
 """Every table, in the order in which to explain them."""
 
 
+_INTRODUCTION = """\
+# Tables of an export
+
+`memlens export RUN --to parquet` and `--to csv` write these tables, one file each. Sizes are whole
+bytes, times are nanoseconds: `_ns` since the Unix epoch, `_elapsed_ns` since the first event of the
+rank. `rank`, `launch` and `device` together are the key of a rank. Where the last column is empty
+there is always a value: a text that is not known is empty, not missing. (In CSV a missing value is
+an empty field, and an empty text is `""`.)"""
+
+
 def columns_markdown() -> str:
     """All tables and columns, for people."""
-    lines = [
-        "# Tables of an export",
-        "",
-        "`memlens export RUN --to parquet` and `--to csv` write these tables, one file each. Sizes are",
-        "whole bytes and times are nanoseconds: `_ns` since the Unix epoch, `_elapsed_ns` since the first",
-        "event of the rank. `rank`, `launch` and `device` together are the key of a rank. Where the last",
-        "column is empty there is always a value; a text that is not known is empty, not missing. (In CSV",
-        'a missing value is an empty field, and an empty text is `""`.)',
-    ]
+    lines = [_INTRODUCTION]
     for name, table in TABLES.items():
         lines += ["", f"## {name}", "", table.text, ""]
         lines += ["| column | type | what it is | no value |", "| :--- | :--- | :--- | :--- |"]
