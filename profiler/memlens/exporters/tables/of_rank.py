@@ -176,7 +176,7 @@ class RankTables:
     def _stretches(self) -> pa.Table:
         """Segments that last, equal neighbours as one."""
         segments = self._segments
-        lasts = np.append(np.diff(segments.start_ns) > 0, True)
+        lasts = np.append(segments.start_ns[1:] > segments.start_ns[:-1], True)
         place = np.stack([segments.step, segments.phase, segments.module])[:, lasts]
         differs = np.append(True, np.any(place[:, 1:] != place[:, :-1], axis=0))
         start_ns, (step, phase, module) = segments.start_ns[lasts][differs], place[:, differs]
