@@ -52,6 +52,12 @@ EXPORTERS: dict[str, Exporter] = {
         """cd {path} && duckdb -c "FROM 'ranks.csv'"; columns.md explains each column""",
         text="the same tables as text",
     ),
+    "perfetto": Exporter(
+        "memlens.exporters.perfetto:export",
+        "https://ui.perfetto.dev (Open trace file), with {path}",
+        ".json.gz",
+        text="a trace: levels by category, steps, phases and modules",
+    ),
     "speedscope": Exporter(
         "memlens.exporters.speedscope:export",
         "npx speedscope {path}, or drop it onto https://www.speedscope.app",

@@ -1,0 +1,129 @@
+"""What exporters need that write every event, and not answers: actions, memory reserved, stretches.
+
+A rank's questions are about moments. This module alone looks behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memlens.attribution.segments import PHASES
+
+if TYPE_CHECKING:
+    from memlens.capture import RankCapture
+
+__all__ = ["Actions", "Stretch", "actions_of", "modules_of", "phases_of", "reserved_of"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What became of blocks, in order: each is allocated once, and freed at most once.
+
+    Where recording paused, what was alive by then is freed, and allocated anew by the next census.
+    """
+
+    time_ns: Array
+    block: Array
+    """Row in `RankCapture.blocks`."""
+    is_begin: Array
+    allocated_bytes: Array
+    """After it."""
+    reserved_bytes: Array | None
+    """After it; None: the allocator takes nothing in advance."""
+
+
+def actions_of(rank: RankCapture) -> Actions:
+    """Allocations and frees of a rank."""
+    blocks = rank.blocks
+    number = np.arange(len(blocks.first))
+    ended = blocks.last < len(blocks.time_ns)
+    event = np.concatenate([blocks.last[ended], blocks.first])
+    block = np.concatenate([number[ended], number])
+    is_begin = np.arange(len(event)) >= np.count_nonzero(ended)
+    order = np.lexsort((is_begin, event))
+    event, block, is_begin = event[order], block[order], is_begin[order]
+    size = blocks.size_bytes[block]
+    reserved = rank._history.reserved
+    return Actions(
+        time_ns=np.where(is_begin, blocks.alloc_ns[block], blocks.free_ns[block]),
+        block=block,
+        is_begin=is_begin,
+        allocated_bytes=np.cumsum(np.where(is_begin, size, -size)),
+        reserved_bytes=None if reserved is None else reserved[blocks.row[event]],
+    )
+
+
+def reserved_of(rank: RankCapture) -> tuple[Array, Array] | None:
+    """When what the allocator takes from the device changes, and to how many bytes; None: never."""
+    reserved = rank._history.reserved
+    if reserved is None:
+        return None
+    changed = np.flatnonzero(np.diff(reserved, prepend=0))
+    return rank._history.told["time_ns"][changed], reserved[changed]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A time in which the job did one thing."""
+
+    start_ns: int
+    end_ns: int
+    name: str
+
+
+def phases_of(rank: RankCapture) -> Iterator[Stretch]:
+    """The phases of a rank one after the other, from its first event to its last."""
+    for start_ns, end_ns, phase in _runs(rank, rank.segments.phase):
+        yield Stretch(start_ns, end_ns, PHASES[phase].value)
+
+
+def modules_of(rank: RankCapture) -> Iterator[tuple[int, str]]:
+    """When modules begin and end, an outer one around those within it: times and names.
+
+    An empty name ends the innermost one. What is recorded is the innermost module at work; which ones
+    lie around it, their names tell.
+    """
+    numbers = np.unique(rank.segments.module).tolist()
+    known = {number: rank._described.module_name(number) for number in numbers}
+    names = set(known.values()) - {""}
+    opened: list[str] = []
+    now_ns = 0
+    for start_ns, end_ns, number in _runs(rank, rank.segments.module):
+        path = _around(known[number], names)
+        kept = 0
+        while kept < min(len(path), len(opened)) and path[kept] == opened[kept]:
+            kept += 1
+        for _ in opened[kept:]:
+            yield start_ns, ""
+        for name in path[kept:]:
+            yield start_ns, name
+        opened, now_ns = path, end_ns
+    for _ in opened:
+        yield now_ns, ""
+
+
+def _around(name: str, names: set[str]) -> list[str]:
+    """A module and those that it lies in, the outermost one first."""
+    words = name.split(".")
+    return [outer for at in range(1, len(words) + 1) if (outer := ".".join(words[:at])) in names]
+
+
+def _runs(rank: RankCapture, value: Array) -> Iterator[tuple[int, int, int]]:
+    """Start, end and value of each time in which a column of the segments stays as it is."""
+    times = rank.blocks.time_ns
+    if not len(times):
+        return
+    start = np.clip(rank.segments.start_ns, times[0], times[-1])
+    end = np.append(start[1:], times[-1])
+    there = np.flatnonzero(end > start)  # several marks may have been made at one time
+    value, start, end = value[there], start[there], end[there]
+    first = np.flatnonzero(np.append(True, value[1:] != value[:-1])) if len(value) else there
+    last = np.append(first[1:], len(value)) - 1
+    yield from zip(start[first].tolist(), end[last].tolist(), value[first].tolist(), strict=True)
