@@ -171,7 +171,7 @@ def test_every_block_is_there_as_the_capture_tells_it(capture: Capture, folder: 
             assert row["preexisting"] == told.preexisting
             assert tuple(stacks.get(row["stack"], ())) == told.stack
             frame = job_frame(told.stack)
-            assert row["site"] == (frame and f"{frame.file}:{frame.line} {frame.function}" or "")
+            assert row["site"] == ((frame and f"{frame.file}:{frame.line} {frame.function}") or "")
     assert at == len(blocks)
 
 
