@@ -16,6 +16,7 @@ from memlens.analysis.steps import StepBounds, step_bounds
 from memlens.answers import (
     Allocation,
     Coverage,
+    Frame,
     Gauge,
     Growth,
     ModuleUsage,
@@ -353,6 +354,10 @@ class RankCapture:
         """The block in a row of `to_arrow()`."""
         return self._described.allocation(row)
 
+    def stack(self, number: int) -> tuple[Frame, ...]:
+        """Frames of a stack in `to_arrow()`, the outermost first; -1 is none."""
+        return self._described.stack(number)
+
     def to_arrow(self) -> pa.Table:
         """Every block as a row of an Arrow table: what, where, from when to when."""
         return self._described.to_arrow()
@@ -410,8 +415,8 @@ class RankCapture:
         for position in range(len(CATEGORIES)):
             chosen = self.attribution.category == position
             if np.any(chosen):
-                running = np.append(self.blocks.running_bytes(chosen), 0)
-                columns.append(running[events].tolist())
+                level = self.blocks.running_bytes(chosen)[events]
+                columns.append(np.where(events < 0, 0, level).tolist())
             else:
                 columns.append([0] * len(events))
         return (dict(zip(CATEGORIES, row, strict=True)) for row in zip(*columns, strict=True))

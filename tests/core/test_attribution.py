@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.streams import Array, Mark, brute_force, marks, names, paired, tags
+from tests.support.streams import (
+    Array,
+    Event,
+    Mark,
+    brute_force,
+    marks,
+    names,
+    paired,
+    tags,
+    witnessed,
+)
 
 from memlens.attribution.lifetimes import FOREVER, Lifetimes
 from memlens.attribution.rules import Attribution, attribute
@@ -40,24 +50,29 @@ def blocks(found: Lifetimes) -> list[tuple[int, int, int, int | None]]:
 
 
 def test_an_address_is_reused() -> None:
-    found = paired(
-        [(1, "alloc", A, 100), (2, "free", A, 100), (3, "alloc", A, 40), (4, "alloc", B, 7)]
-    )
+    rows: list[Event] = [
+        (1, "alloc", A, 100),
+        (2, "free", A, 100),
+        (3, "alloc", A, 40),
+        (4, "alloc", B, 7),
+    ]
+    found = paired(rows)
 
     assert blocks(found) == [(A, 100, 1, 2), (A, 40, 3, None), (B, 7, 4, None)]
     assert found.running_bytes().tolist() == [100, 0, 40, 47]
-    assert found.witnessed_bytes.tolist() == [100, 0, 40, 47]
+    assert witnessed(rows).tolist() == [100, 0, 40, 47]
     assert found.lost_events == 0
 
 
 def test_a_missing_free_ends_where_the_address_is_given_out_again() -> None:
-    found = paired([(1, "alloc", A, 100), (5, "alloc", A, 40), (6, "free", A, 40)])
+    rows: list[Event] = [(1, "alloc", A, 100), (5, "alloc", A, 40), (6, "free", A, 40)]
+    found = paired(rows)
 
     assert blocks(found) == [(A, 100, 1, 5), (A, 40, 5, 6)]
     assert found.running_bytes().tolist() == [100, 40, 0]
     assert found.lost_events == 1
     # The allocator did not count what it did not tell: the witness sees both.
-    assert found.witnessed_bytes.tolist() == [100, 140, 100]
+    assert witnessed(rows).tolist() == [100, 140, 100]
 
 
 def test_a_missing_allocation_is_noticed() -> None:
@@ -78,12 +93,13 @@ def test_a_block_from_before_that_no_census_saw_is_not_lost() -> None:
 
 
 def test_the_census_counts_from_the_beginning_and_not_for_the_witness() -> None:
-    found = paired([(0, "census", A, 64), (0, "census", B, 32), (7, "census_free", A, 64)])
+    rows: list[Event] = [(0, "census", A, 64), (0, "census", B, 32), (7, "census_free", A, 64)]
+    found = paired(rows)
 
     assert blocks(found) == [(A, 64, 0, 7), (B, 32, 0, None)]
     assert found.preexisting.tolist() == [True, True]
     assert found.running_bytes().tolist() == [64, 96, 32]
-    assert found.witnessed_bytes.tolist() == [0, 0, 0]
+    assert witnessed(rows).tolist() == [0, 0, 0]
     assert found.lost_events == 0
 
 
@@ -120,18 +136,15 @@ def test_events_are_put_in_order_of_time_and_keep_their_order_within_it() -> Non
 
 
 def test_a_gap_in_the_recording_ends_what_it_hides() -> None:
-    found = paired(
-        [
-            (1, "alloc", A, 100),
-            (2, "alloc", B, 10),
-            (30, "census", B, 10),  # is still there; A is not
-            (31, "alloc", A, 5),
-            (32, "free", A, 5),
-            (33, "free", B, 10),
-        ],
-        on_ns=[0, 30],
-        off_ns=[20],
-    )
+    rows: list[Event] = [
+        (1, "alloc", A, 100),
+        (2, "alloc", B, 10),
+        (30, "census", B, 10),  # is still there; A is not
+        (31, "alloc", A, 5),
+        (32, "free", A, 5),
+        (33, "free", B, 10),
+    ]
+    found = paired(rows, on_ns=[0, 30], off_ns=[20])
 
     assert blocks(found) == [
         (A, 100, 1, 20),
@@ -141,7 +154,7 @@ def test_a_gap_in_the_recording_ends_what_it_hides() -> None:
     ]
     assert found.running_bytes().tolist() == [100, 110, 10, 15, 10, 0]
     # Each stretch has a count of its own.
-    assert found.witnessed_bytes.tolist() == [100, 110, 0, 5, 0, -10]
+    assert witnessed(rows, on_ns=[0, 30]).tolist() == [100, 110, 0, 5, 0, -10]
     assert found.lost_events == 0
 
 

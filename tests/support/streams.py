@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memlens.attribution.lifetimes import Lifetimes, pair
+from memlens.attribution.lifetimes import Lifetimes, pair, witnessed_bytes
 from memlens.disk.format import codes
 from memlens.disk.reader import NameTables
 from memlens.events import Action, Category, Certainty, MarkKind
 
-__all__ = ["Array", "Mark", "brute_force", "events", "marks", "names", "paired", "tags"]
+__all__ = [
+    "Array",
+    "Event",
+    "Mark",
+    "brute_force",
+    "events",
+    "marks",
+    "names",
+    "paired",
+    "tags",
+    "witnessed",
+]
 
 Array = npt.NDArray[Any]
 Event = tuple[int, str, int, int]
@@ -44,6 +55,11 @@ def paired(
 ) -> Lifetimes:
     """Lifetimes of these events."""
     return pair(events(rows), np.array(on_ns, np.int64), np.array(off_ns, np.int64))
+
+
+def witnessed(rows: Iterable[Event], on_ns: Sequence[int] = (0,)) -> Array:
+    """What the allocator itself counts of these events."""
+    return witnessed_bytes(events(rows), np.array(on_ns, np.int64))
 
 
 def marks(rows: Iterable[Mark]) -> dict[str, Array]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -74,16 +76,15 @@ class BlockTexts:
                 "free_ns": pa.array(blocks.free_ns, mask=forever),
                 "address": blocks.address,
                 "size_bytes": blocks.size_bytes,
+                "requested_bytes": blocks.requested_bytes,
+                "preexisting": blocks.preexisting,
+                "stack": blocks.stack,
                 "category": _texts(attribution.category, [c.value for c in _CATEGORIES]),
                 "certainty": _texts(attribution.certainty, [c.value for c in _CERTAINTIES]),
                 "phase": _texts(self._history.segments.phase[place], [p.value for p in PHASES]),
                 "step": self._history.segments.step[place],
-                "module": pa.array(
-                    [names.module.get(n, ("", ""))[0] for n in attribution.module.tolist()]
-                ).dictionary_encode(),
-                "name": pa.array(
-                    [names.tensor.get(n, "") for n in attribution.name.tolist()]
-                ).dictionary_encode(),
+                "module": _names(attribution.module, self.module_name),
+                "name": _names(attribution.name, lambda number: names.tensor.get(number, "")),
             }
         )
 
@@ -129,6 +130,15 @@ class BlockTexts:
                 break
             number = parent
         return tuple(reversed(frames))
+
+
+def _names(numbers: Array, text_of: Callable[[int], str]) -> pa.DictionaryArray:
+    """Texts of numbers, of which there are far fewer than rows."""
+    known, row = np.unique(numbers, return_inverse=True)
+    texts = [text_of(number) for number in known.tolist()]
+    place = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+    positions = np.array([place[text] for text in texts], np.int32)[row]
+    return pa.DictionaryArray.from_arrays(pa.array(positions), pa.array(list(place), pa.string()))
 
 
 def _texts(positions: Array, values: list[str]) -> pa.DictionaryArray:

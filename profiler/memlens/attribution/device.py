@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from memlens.attribution.lifetimes import Lifetimes, pair
+from memlens.attribution.lifetimes import Lifetimes, pair, witnessed_bytes
 from memlens.attribution.rules import Attribution, attribute
 from memlens.attribution.segments import Segments, segment
 from memlens.disk.format import codes
@@ -48,8 +48,11 @@ class DeviceHistory:
     @cached_property
     def told(self) -> dict[str, Array]:
         """The device's events in the order of time, as they were recorded."""
-        mine = np.flatnonzero(self.data.events["device"] == self.device)
-        mine = mine[np.argsort(self.data.events["time_ns"][mine], kind="stable")]
+        device, time = self.data.events["device"], self.data.events["time_ns"]
+        if np.all(device == self.device) and np.all(time[:-1] <= time[1:]):
+            return self.data.events  # as they are: a copy of many events takes much memory
+        mine = np.flatnonzero(device == self.device)
+        mine = mine[np.argsort(time[mine], kind="stable")]
         return {name: column[mine] for name, column in self.data.events.items()}
 
     @cached_property
@@ -164,6 +167,11 @@ class DeviceHistory:
         on, off = self.mark_times("recording_on"), self.mark_times("recording_off")
         return int((on[1:] - off[: len(on) - 1]).sum()) if len(on) > 1 else 0
 
+    @property
+    def witnessed_bytes(self) -> Array:
+        """After each event of a block, what the allocator itself should count since recording began."""
+        return witnessed_bytes(self.events, self.mark_times("recording_on"))
+
     def witness_difference_bytes(self) -> int:
         """Largest difference between the allocator's own count and the events'."""
         marks, blocks = self.data.marks, self.blocks
@@ -176,5 +184,5 @@ class DeviceHistory:
         if not np.any(mine) or not len(blocks.time_ns):
             return 0
         last = np.searchsorted(blocks.time_ns, marks["time_ns"][mine], side="right") - 1
-        ours = np.where(last >= 0, blocks.witnessed_bytes[np.maximum(last, 0)], 0)
+        ours = np.where(last >= 0, self.witnessed_bytes[np.maximum(last, 0)], 0)
         return int(np.abs(ours - marks["value"][mine]).max())

@@ -68,13 +68,13 @@ def attribute(
         tags: what observers said, columns as on disk.
         workspaces: sizes that libraries ask for when they make a workspace for themselves.
     """
-    where = segments.at(blocks.alloc_ns)
+    where = segments.at(blocks.alloc_ns).astype(np.int32)
     category = _infer(blocks, segments, where)
     category[_is_workspace(blocks, segments, where, workspaces)] = _CATEGORY["workspace"]
     certainty = np.full(len(category), _CERTAINTY["inferred"], np.int8)
     # What a library keeps, and no object shows, is called after what made it.
     name = np.where(category == _CATEGORY["temporary"], -1, segments.label[where])
-    module = segments.module[where].astype(np.int64)
+    module = segments.module[where]
     # The census does not know who allocated what it found.
     name[blocks.preexisting] = module[blocks.preexisting] = -1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -137,6 +139,7 @@ _CLOSES = {
     _KIND["scope_exit"]: Scope.LIBRARY,
 }
 _FLOW, _STEP = _KIND["backward_module"], _KIND["step"]
+_CHUNK = 1 << 16
 _USED = [*_OPENS, *_CLOSES, _FLOW, _STEP]
 
 
@@ -163,6 +166,12 @@ def _kept(detail: str) -> tuple[int, int]:
     )
 
 
+def _rows(*columns: Array) -> Iterator[tuple[int, ...]]:
+    """Rows of columns, as plain numbers; not all at a time."""
+    for start in range(0, len(columns[0]), _CHUNK):
+        yield from zip(*(each[start : start + _CHUNK].tolist() for each in columns), strict=True)
+
+
 def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     """Walk through the marks once, keeping a stack of what is open.
 
@@ -178,9 +187,12 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
 
     # One segment before the first mark, and one after each.
     count = len(order) + 1
-    phase, module, scope = [_INIT] * count, [-1] * count, [int(Scope.NONE)] * count
-    survivor, temporary, end = [0] * count, [0] * count, [FOREVER] * count
-    label = [-1] * count
+    # Arrays of plain numbers, which take a tenth of what lists of objects do; those of numpy are slow
+    # to set one by one.
+    phase, scope = array("b", [_INIT]) * count, array("b", [Scope.NONE]) * count
+    survivor, temporary = array("b", [0]) * count, array("b", [0]) * count
+    module, label = array("i", [-1]) * count, array("i", [-1]) * count
+    end = array("q", [FOREVER]) * count
     stack: list[_Frame] = []
     current_step, seen_work = 0, False
     step_start: dict[int, int] = {}
@@ -197,13 +209,7 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
         del stack[position:]
 
     for index, (time, kind, number, value) in enumerate(
-        zip(
-            mark_ns.tolist(),
-            mark_kind.tolist(),
-            marks["id"][order].tolist(),
-            mark_value.tolist(),
-            strict=True,
-        ),
+        _rows(mark_ns, mark_kind, marks["id"][order], mark_value),
         1,
     ):
         if (opened := _OPENS.get(kind)) is not None:
@@ -269,14 +275,14 @@ def segment(marks: dict[str, Array], names: NameTables) -> Segments:
     ends = np.append(mark_ns, FOREVER)
     return Segments(
         start_ns=start_ns,
-        phase=np.array(phase, np.int8),
-        module=np.array(module, np.int32),
-        step=steps[np.append(0, np.cumsum(is_step))],
-        scope=np.array(scope, np.int8),
-        scope_end_ns=np.array(end, np.int64),
-        survivor=np.array(survivor, np.int8),
-        temporary=np.array(temporary, np.int8),
-        label=np.array(label, np.int64),
+        phase=np.frombuffer(phase, np.int8),
+        module=np.frombuffer(module, np.int32),
+        step=steps[np.append(np.int32(0), np.cumsum(is_step, dtype=np.int32))],
+        scope=np.frombuffer(scope, np.int8),
+        scope_end_ns=np.frombuffer(end, np.int64),
+        survivor=np.frombuffer(survivor, np.int8),
+        temporary=np.frombuffer(temporary, np.int8),
+        label=np.frombuffer(label, np.int32),
         next_forward_ns=outer[np.searchsorted(outer, ends, side="left")],
         step_start_ns=step_start,
         trained=trained,

@@ -93,10 +93,9 @@ def read_rank(folder: Path) -> RankData:
         for table in SCHEMAS
     }
     kept, missing_from = _without_gaps(streams)
-    tables = {table: pa.Table.from_batches(kept[table], SCHEMAS[table]) for table in SCHEMAS}
     problems = []
     if closed:
-        rows = {table: tables[table].num_rows for table in SCHEMAS}
+        rows = {table: sum(batch.num_rows for batch in kept[table]) for table in SCHEMAS}
         if rows != header.get("rows"):
             raise CaptureError(
                 f"damaged capture: {folder} holds {_counts(rows)}, "
@@ -114,11 +113,19 @@ def read_rank(folder: Path) -> RankData:
                 f"after row {missing_from} is used"
             )
     devices = len(header["devices"])
+    del streams
+    columns = {}
     try:
-        columns = {table: columns_of(tables[table], table, devices) for table in SCHEMAS}
+        for table in SCHEMAS:
+            # Batches go as soon as they are copied: of large captures, two copies are one too many.
+            content = pa.Table.from_batches(kept.pop(table), SCHEMAS[table])
+            columns[table] = columns_of(content, table, devices)
+            del content
         names = names_of(columns["names"])
     except (ValueError, pa.ArrowException) as error:
         raise CaptureError(f"damaged capture: {folder}: {error}") from None
+    # What arrow has freed it would keep for itself.
+    pa.default_memory_pool().release_unused()
     bundles, unread = read_bundles(folder)
     return RankData(
         header,

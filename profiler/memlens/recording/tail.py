@@ -211,7 +211,7 @@ def _tags(history: DeviceHistory, cut_ns: int) -> Columns:
 def _counted_bytes(history: DeviceHistory, cut_ns: int) -> int:
     """What the allocator has handed out less what it has taken back, from the beginning to the cut."""
     last = int(np.searchsorted(history.blocks.time_ns, cut_ns, side="left")) - 1
-    return int(history.blocks.witnessed_bytes[last]) if last >= 0 else 0
+    return int(history.witnessed_bytes[last]) if last >= 0 else 0
 
 
 def _rebase(marks: Columns, base: Mapping[int, int]) -> Columns:
