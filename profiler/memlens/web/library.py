@@ -95,8 +95,8 @@ class Library:
         self._looked_s: dict[str, float] = {}
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._loading: dict[tuple[str, str], threading.Lock] = {}
-        self.notes: dict[object, object] = {}
-        """What views keep between questions."""
+        self.notes: dict[str, object] = {}
+        """What views keep of a run between questions, by its key."""
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Library:
         )
         if where is None:
             raise Refusal(f"there is no run {key!r:.80}", 404)
-        with self._lock_of(key, ""):
+        with self.lock_of(key, ""):
             known = self._runs.get(key)
             if known is None or monotonic() - self._looked_s[key] > LOOK_EVERY_S:
                 known = self._look(key, *where, known)
@@ -194,7 +194,7 @@ class Library:
         if rank not in opened.ranks:
             raise Refusal(f"the run {run!r:.80} has no rank {rank!r:.20}", 404)
         key = (run, rank)
-        with self._lock_of(*key):
+        with self.lock_of(*key):
             with self._lock:
                 kept = self._kept.get(key)
                 if kept is not None and not _is_stale(kept, opened.signature):
@@ -217,7 +217,8 @@ class Library:
             _, gone = self._kept.popitem(last=False)
             held -= gone.opened.size_bytes
 
-    def _lock_of(self, run: str, rank: str) -> threading.Lock:
+    def lock_of(self, run: str, rank: str) -> threading.Lock:
+        """One for each thing that is to be worked out once only."""
         with self._lock:
             return self._loading.setdefault((run, rank), threading.Lock())
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memlens.answers import Allocation
+from memlens.answers import Allocation, Growth, Step
 from memlens.attribution.lifetimes import FOREVER
 from memlens.events import Category
 from memlens.rank import RankCapture
@@ -58,6 +58,54 @@ class OpenedRank:
         ]
         own = sum(array.nbytes for array in arrays) + self.pyramid.size_bytes
         return own + _EXPECTED_BYTES * len(self.blocks.time_ns)
+
+    # -- the job -------------------------------------------------------------------------------
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every training step."""
+        return self.rank.steps()
+
+    @cached_property
+    def growth(self) -> tuple[Growth, ...]:
+        """What accumulates from step to step."""
+        return self.rank.growth()
+
+    @cached_property
+    def step_starts(self) -> list[tuple[int, int]]:
+        """Number of each step and when it began, since the Unix epoch, in order."""
+        starts = sorted(self.segments.step_start_ns.items())
+        if len(starts) > 1 and starts[-1][0] not in self.segments.trained:
+            starts.pop()  # merely the end of the one before
+        return [(0, self.origin_ns), *starts] if not starts or starts[0][0] > 0 else starts
+
+    @cached_property
+    def phase_changes(self) -> tuple[Array, Array]:
+        """When the phase changed, since the Unix epoch, and to which; from before the first event on."""
+        start_ns, phase = self.segments.start_ns, self.segments.phase
+        changes = np.flatnonzero(np.append(True, phase[1:] != phase[:-1]))
+        return start_ns[changes], phase[changes]
+
+    @cached_property
+    def capacity_bytes(self) -> int | None:
+        """What the device has for the job; None: it is not known."""
+        for event in self.rank.out_of_memory:
+            return event.limit_bytes or event.device_total_bytes
+        return None
+
+    @cached_property
+    def reserved(self) -> tuple[Array, Array] | None:
+        """When what the allocator had taken from the device changed, and to how much."""
+        ask = getattr(self.rank, "reserved_changes", None)
+        return None if ask is None else ask()
+
+    def reserved_at(self, time: Array) -> Array:
+        """What it had at some times since the first event."""
+        assert self.reserved is not None
+        changed_ns, level = self.reserved
+        place = np.searchsorted(changed_ns, time + self.origin_ns, side="right")
+        found: Array = np.append(0, level)[place]
+        return found
 
     # -- moments -------------------------------------------------------------------------------
 

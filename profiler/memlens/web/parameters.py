@@ -92,19 +92,12 @@ class Parameters:
             raise Refusal(f"{name} has {len(text)} characters, more than {MOST_TEXT}")
         return text
 
-    def wholes(self, name: str, most: int) -> list[int] | None:
-        """Numbers with commas between them; None when they are not given."""
-        text = self._given.get(name)
-        if text is None:
-            return None
-        parts = text.split(",")
-        if not all(_NUMBER.fullmatch(part) for part in parts):
-            raise Refusal(
-                f"{name} is {text!r:.{MOST_SHOWN}}, and has to be numbers with commas between"
-            )
+    def words(self, name: str, most: int) -> list[str]:
+        """Texts with commas between them; none when they are not given."""
+        parts = list(dict.fromkeys(part for part in self.text(name).split(",") if part))
         if len(parts) > most:
             raise Refusal(f"{name} names {len(parts)}, more than {most}")
-        return list(dict.fromkeys(map(int, parts)))
+        return parts
 
     def window(self, first: int, last: int) -> tuple[int, int]:
         """`from` and `to` within what there is; the whole of it when they are not given."""

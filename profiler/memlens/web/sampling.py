@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def sample(pyramid: Pyramid, time_ns: Array, begin: int, end: int, most: int) ->
             rows.append(row)
 
     levels: Levels | None = None
-    for position, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for position, (low, high) in enumerate(pairwise(edges)):
         if high - low >= _DENSE:
             for event, row in _of_dense(pyramid, low, high):
                 take(event, row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -60,9 +60,7 @@ class Folder:
     def find(self) -> Found:
         """Walk through the folder, breadth first; a run is not looked into."""
         found = Found()
-        looked = 0
-        for folder, relative, is_run in _walk(self.path):
-            looked += 1
+        for looked, (folder, relative, is_run) in enumerate(_walk(self.path), 1):
             if is_run:
                 key = "/".join(part for part in (self.name, relative) if part)
                 found.runs[key or folder.absolute().name or "run"] = str(folder)
