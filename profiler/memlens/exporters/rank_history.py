@@ -118,12 +118,12 @@ def _around(name: str, names: set[str]) -> list[str]:
 def _runs(rank: RankCapture, value: Array) -> Iterator[tuple[int, int, int]]:
     """Start, end and value of each time in which a column of the segments stays as it is."""
     times = rank.blocks.time_ns
-    if not len(times):
+    if not len(times) or times[0] == times[-1]:
         return
     start = np.clip(rank.segments.start_ns, times[0], times[-1])
     end = np.append(start[1:], times[-1])
     there = np.flatnonzero(end > start)  # several marks may have been made at one time
     value, start, end = value[there], start[there], end[there]
-    first = np.flatnonzero(np.append(True, value[1:] != value[:-1])) if len(value) else there
+    first = np.flatnonzero(np.append(True, value[1:] != value[:-1]))
     last = np.append(first[1:], len(value)) - 1
     yield from zip(start[first].tolist(), end[last].tolist(), value[first].tolist(), strict=True)
