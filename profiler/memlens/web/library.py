@@ -93,6 +93,8 @@ class Library:
         self._scanning: threading.Thread | None = None
         self._runs: dict[str, OpenedRun | MemlensError] = {}
         self._looked_s: dict[str, float] = {}
+        self._wanted: set[str] = set()
+        """Runs of which more than the headers was asked for."""
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._loading: dict[tuple[str, str], threading.Lock] = {}
         self.notes: dict[str, object] = {}
@@ -144,8 +146,12 @@ class Library:
 
     # -- opening -------------------------------------------------------------------------------
 
-    def run(self, key: str) -> OpenedRun:
+    def run(self, key: str, *, whole: bool = True) -> OpenedRun:
         """A run, read anew if its files have changed.
+
+        Args:
+            key: of the run.
+            whole: its streams are wanted, too; else its headers are enough.
 
         Raises:
             Refusal: there is none of this key (404).
@@ -158,6 +164,9 @@ class Library:
             raise Refusal(f"there is no run {key!r:.80}", 404)
         with self.lock_of(key, ""):
             known = self._runs.get(key)
+            if whole and key not in self._wanted:
+                self._wanted.add(key)
+                self._looked_s[key] = float("-inf")
             if known is None or monotonic() - self._looked_s[key] > LOOK_EVERY_S:
                 known = self._look(key, *where, known)
                 self._runs[key] = known
@@ -170,7 +179,7 @@ class Library:
     ) -> OpenedRun | MemlensError:
         begun = monotonic()
         try:
-            folder = place.bring(where)
+            folder = place.bring(where, whole=key in self._wanted)
             signature = _signature(folder)
             if isinstance(known, OpenedRun) and known.signature == signature:
                 return known

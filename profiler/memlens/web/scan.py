@@ -34,11 +34,12 @@ class Place(Protocol):
     def find(self) -> Found:
         """Search it; never raises."""
 
-    def bring(self, where: str) -> Path:
+    def bring(self, where: str, *, whole: bool) -> Path:
         """A run's folder on this machine, up to date.
 
         Args:
             where: as `find` told.
+            whole: with its streams; else its headers are enough.
 
         Raises:
             MemlensError: it can not be reached.
@@ -72,7 +73,7 @@ class Folder:
                 break
         return found
 
-    def bring(self, where: str) -> Path:
+    def bring(self, where: str, *, whole: bool) -> Path:
         """It is here already."""
         return Path(where)
 

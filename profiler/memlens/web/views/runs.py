@@ -57,7 +57,7 @@ def _run(library: Library, key: str) -> Json:
         "ranks": [],
     }
     try:
-        run = library.run(key)
+        run = library.run(key, whole=False)
     except MemlensError as error:
         return {**answer, "error": brief(str(error))}
     capture = run.capture
