@@ -56,6 +56,7 @@ FROZEN_COMMANDS = {
     "export": {"--to", "--out"},
     "replay": {"--json", "--settings", "--capacity", "--rank", "--device"},
     "doctor": {"--json"},
+    "view": {"--host", "--port"},
 }  # fmt: skip
 
 PROBE = """

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "replay": Entry(
         "memlens.cli.replay:command", "Say what memory a job takes under other settings."
     ),
+    "view": Entry("memlens.cli.view:command", "Look at runs in a browser, with TensorBoard."),
     "export": Entry("memlens.cli.export:command", "Write a run for another tool (TensorBoard)."),
     "doctor": Entry("memlens.cli.doctor:command", "Say what can be recorded here, and what not."),
 }
