@@ -103,9 +103,9 @@ class MemoryPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def get_plugin_apps(self) -> dict[str, Application]:
         """A route for each question and each file; there are no others."""
         routes: dict[str, Application] = {f"/{name}": self._question(name) for name in QUESTIONS}
-        routes[f"{STATIC}index.js"] = self._missing
+        routes[f"{STATIC}index.js"] = _missing
         for name, (path, content_type) in self._static.items():
-            routes[STATIC + name] = self._file(path, content_type)
+            routes[STATIC + name] = _file(path, content_type)
         return routes
 
     def is_active(self) -> bool:
@@ -123,7 +123,7 @@ class MemoryPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     # -- routes --------------------------------------------------------------------------------
 
     def _question(self, name: str) -> Application:
-        @werkzeug.wrappers.Request.application  # type: ignore[untyped-decorator]
+        @werkzeug.wrappers.Request.application
         def application(request: werkzeug.wrappers.Request) -> werkzeug.wrappers.Response:
             if request.method not in ("GET", "HEAD"):
                 return _respond(request, 405, _error("only GET is answered here"))
@@ -137,28 +137,34 @@ class MemoryPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
         return application
 
-    def _file(self, path: Path, content_type: str) -> Application:
-        @werkzeug.wrappers.Request.application  # type: ignore[untyped-decorator]
-        def application(request: werkzeug.wrappers.Request) -> werkzeug.wrappers.Response:
-            try:
-                content = path.read_bytes()
-            except OSError:
-                return _respond(request, 404, _error("this file is gone"))
-            return http_util.Respond(request, content, content_type, headers=list(_HEADERS))
 
-        return application
+def _file(path: Path, content_type: str) -> Application:
+    @werkzeug.wrappers.Request.application
+    def application(request: werkzeug.wrappers.Request) -> werkzeug.wrappers.Response:
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return _respond(request, 404, _error("this file is gone"))
+        return _respond(request, 200, content, content_type)
 
-    @werkzeug.wrappers.Request.application  # type: ignore[untyped-decorator]
-    def _missing(self, request: werkzeug.wrappers.Request) -> werkzeug.wrappers.Response:
-        return http_util.Respond(request, _WITHOUT_PAGES, "text/javascript")
+    return application
+
+
+@werkzeug.wrappers.Request.application
+def _missing(request: werkzeug.wrappers.Request) -> werkzeug.wrappers.Response:
+    return _respond(request, 200, _WITHOUT_PAGES.encode("ascii"), "text/javascript")
 
 
 def _respond(
-    request: werkzeug.wrappers.Request, status: int, content: bytes
+    request: werkzeug.wrappers.Request,
+    status: int,
+    content: bytes,
+    content_type: str = "application/json",
 ) -> werkzeug.wrappers.Response:
-    return http_util.Respond(
-        request, content, "application/json", code=status, headers=list(_HEADERS)
+    response: werkzeug.wrappers.Response = http_util.Respond(
+        request, content, content_type, code=status, headers=list(_HEADERS)
     )
+    return response
 
 
 def _error(text: str) -> bytes:

@@ -44,9 +44,9 @@ def sample(pyramid: Pyramid, time_ns: Array, begin: int, end: int, most: int) ->
         most: about so many at most, four at least.
     """
     if end - begin <= most:
-        levels = pyramid.levels(begin // BUCKET, -(-end // BUCKET))
-        chosen = slice(begin - levels.first, end - levels.first)
-        return Sample(np.arange(begin, end), levels.categories[:, chosen].T, exact=True)
+        every = pyramid.levels(begin // BUCKET, -(-end // BUCKET))
+        chosen = slice(begin - every.first, end - every.first)
+        return Sample(np.arange(begin, end), every.categories[:, chosen].T, exact=True)
     edges = _edges(time_ns, begin, end, max(most // 2, 2))
     events: list[int] = []
     rows: list[Array] = []
