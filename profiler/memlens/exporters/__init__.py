@@ -52,6 +52,11 @@ EXPORTERS: dict[str, Exporter] = {
         """cd {path} && duckdb -c "FROM 'ranks.csv'"; columns.md explains each column""",
         text="the same tables as text",
     ),
+    "torch-tb-profiler": Exporter(
+        "memlens.exporters.torch_tb_profiler:export",
+        "tensorboard --logdir {path}, with `pip install torch-tb-profiler`; its Memory view",
+        text="traces for TensorBoard's PyTorch Profiler plugin",
+    ),
     "perfetto": Exporter(
         "memlens.exporters.perfetto:export",
         "https://ui.perfetto.dev (Open trace file), with {path}",

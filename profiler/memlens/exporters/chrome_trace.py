@@ -85,13 +85,15 @@ class TraceFile:
         start_ns: int,
         end_ns: int,
         args: Mapping[str, Any] | None = None,
+        *,
         category: str = "memlens",
+        gap_ns: float = 0,
     ) -> None:
-        """Something that took time."""
+        """Something that took time, less a gap for readers to whom neighbours must not touch."""
         more = f',"args":{json.dumps(dict(args))}' if args else ""
         self.add(
             f'{{"ph":"X","cat":"{category}","pid":{pid},"tid":{tid},"name":{quoted(name)},'
-            f'"ts":{self.at(start_ns)},"dur":{(end_ns - start_ns) / 1000:.3f}{more}}}'
+            f'"ts":{self.at(start_ns)},"dur":{(end_ns - start_ns - gap_ns) / 1000:.4f}{more}}}'
         )
 
     def begin(self, pid: int, tid: int, name: str, time_ns: int) -> None:

@@ -17,7 +17,15 @@ from memlens.attribution.segments import PHASES
 if TYPE_CHECKING:
     from memlens.capture import RankCapture
 
-__all__ = ["Actions", "Stretch", "actions_of", "modules_of", "phases_of", "reserved_of"]
+__all__ = [
+    "Actions",
+    "Stretch",
+    "actions_of",
+    "module_names",
+    "modules_of",
+    "phases_of",
+    "reserved_of",
+]
 
 Array = npt.NDArray[Any]
 
@@ -90,8 +98,7 @@ def modules_of(rank: RankCapture) -> Iterator[tuple[int, str]]:
     An empty name ends the innermost one. What is recorded is the innermost module at work; which ones
     lie around it, their names tell.
     """
-    numbers = np.unique(rank.segments.module).tolist()
-    known = {number: rank._described.module_name(number) for number in numbers}
+    known = module_names(rank, rank.segments.module)
     names = set(known.values()) - {""}
     opened: list[str] = []
     now_ns = 0
@@ -107,6 +114,11 @@ def modules_of(rank: RankCapture) -> Iterator[tuple[int, str]]:
         opened, now_ns = path, end_ns
     for _ in opened:
         yield now_ns, ""
+
+
+def module_names(rank: RankCapture, numbers: Array) -> dict[int, str]:
+    """Qualified names of the modules whose numbers are in a column; empty for none."""
+    return {number: rank._described.module_name(number) for number in np.unique(numbers).tolist()}
 
 
 def _around(name: str, names: set[str]) -> list[str]:
