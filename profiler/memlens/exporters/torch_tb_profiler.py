@@ -43,6 +43,8 @@ _GAP_NS = 0.4
 _SHOWN_NS = 1000
 """How long an operator goes on after its last event, where there is room."""
 _STEPS_TID = 1
+_FAR = 2**48
+"""Above all addresses."""
 
 
 def export(capture: Capture, folder: Path) -> None:
@@ -60,12 +62,13 @@ def export(capture: Capture, folder: Path) -> None:
                 name, span = f"ProfilerStep#{step.step}", (step.start_ns, step.end_ns)
                 trace.slice(0, _STEPS_TID, name, *span, category="user_annotation", gap_ns=_GAP_NS)
             for at, rank in enumerate(devices):
-                _write_device(trace, rank, _STEPS_TID + 1 + at, MOST_EVENTS // len(devices))
+                _write_device(trace, rank, at, MOST_EVENTS // len(devices))
         for rank in devices:
             rank.release()
 
 
-def _write_device(trace: TraceFile, rank: RankCapture, tid: int, most: int) -> None:
+def _write_device(trace: TraceFile, rank: RankCapture, number: int, most: int) -> None:
+    tid = _STEPS_TID + 1 + number
     actions = actions_of(rank)
     chosen = _chosen(actions, rank.blocks.size_bytes, most)
     # Events in the order in which they happened: none at the time of another, so that each has an
@@ -76,7 +79,8 @@ def _write_device(trace: TraceFile, rank: RankCapture, tid: int, most: int) -> N
     texts = _operators(rank, block)
     size = rank.blocks.size_bytes[block]
     change = np.where(actions.is_begin[chosen], size, -size).tolist()
-    address = rank.blocks.address[block].tolist()
+    # The plugin pairs events by address alone, and two devices may have the same.
+    address = [place + number * _FAR for place in rank.blocks.address[block].tolist()]
     allocated = actions.allocated_bytes[chosen].tolist()
     reserved = [0] * len(chosen)
     if actions.reserved_bytes is not None:
@@ -115,7 +119,8 @@ def _chosen(actions: Actions, size_bytes: Array, most: int) -> Array:
 def _alive_at_peak(actions: Actions, blocks: int) -> Array:
     peak = int(np.argmax(actions.allocated_bytes))
     before = np.bincount(actions.block[: peak + 1], minlength=blocks)
-    return before == 1  # its allocation, and not its free
+    is_alive: Array = before == 1  # its allocation, and not its free
+    return is_alive
 
 
 def _operators(rank: RankCapture, block: Array) -> list[str]:
