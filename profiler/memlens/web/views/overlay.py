@@ -33,7 +33,12 @@ def overlay(library: Library, run: OpenedRun, asked: Parameters) -> Json:
         "to": high,
         "origin_ns": str(origin_ns),
         "ranks": [
-            {"key": key, "rank": rank.rank.rank, **_levels(rank, origin_ns, low, high, points)}
+            {
+                "key": key,
+                "rank": rank.rank.rank,
+                "shift": rank.origin_ns - origin_ns,
+                **_levels(rank, origin_ns, low, high, points),
+            }
             for key, rank in ranks.items()
         ],
     }
