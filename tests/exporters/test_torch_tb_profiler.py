@@ -21,6 +21,8 @@ from memlens.exporters import export
 from memlens.palette import label
 from memlens.report.text import plain
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60
 PREFIX = "/data/plugin/pytorch_profiler"
 
