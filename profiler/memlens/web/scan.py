@@ -62,7 +62,9 @@ class Folder:
         """Walk through the folder, breadth first; a run is not looked into."""
         found = Found()
         for looked, (folder, relative, is_run) in enumerate(_walk(self.path), 1):
-            if is_run:
+            if is_run and not _is_text(str(folder)):
+                found.problems.append(f"the name of {str(folder)!a} is no text; rename it")
+            elif is_run:
                 key = "/".join(part for part in (self.name, relative) if part)
                 found.runs[key or folder.absolute().name or "run"] = str(folder)
             if len(found.runs) >= MOST_RUNS or looked >= MOST_FOLDERS:
@@ -97,6 +99,15 @@ def _walk(root: Path) -> Iterator[tuple[Path, str, bool]]:
             yield folder, relative, is_run
             below += [(folder / name, f"{relative}/{name}".lstrip("/")) for name in inner]
         level = below
+
+
+def _is_text(name: str) -> bool:
+    """Whether a page can send it back: no bytes that the file system's encoding does not have."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _folders(folder: Path) -> Iterator[str]:
