@@ -52,6 +52,18 @@ EXPORTERS: dict[str, Exporter] = {
         """cd {path} && duckdb -c "FROM 'ranks.csv'"; columns.md explains each column""",
         text="the same tables as text",
     ),
+    "svg": Exporter(
+        "memlens.exporters.pictures.export:export_svg",
+        "a browser, with {path}",
+        ".svg",
+        text="a picture of the peak and the timeline, for pages that are light or dark",
+    ),
+    "png": Exporter(
+        "memlens.exporters.pictures.export:export_png",
+        "any viewer of pictures, with {path}",
+        ".png",
+        text="the same picture in pixels",
+    ),
     "torch-tb-profiler": Exporter(
         "memlens.exporters.torch_tb_profiler:export",
         "tensorboard --logdir {path}, with `pip install torch-tb-profiler`; its Memory view",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from memlens.events import Category
 from memlens.exporters import markdown
-from memlens.exporters.picture import timeline_png
+from memlens.exporters.pictures.timeline import timeline_png
 from memlens.exporters.tfevents import EventFile
 from memlens.palette import CATEGORY_SERIES, ROLLUP_SERIES, Series
 from memlens.report.all_ranks import AllRanks, view_ranks
@@ -73,7 +73,12 @@ def _write_rank(file: EventFile, view: RankView) -> None:
         _write_bands(file, "step_peak_rollup_MiB", ROLLUP_SERIES, at_peak, step.step, step.peak_ns)
     peak = view.peak
     if len(view.timeline.time_ns):
-        file.image("timeline/allocated", timeline_png(view), peak.step, peak.time_ns)
+        file.image(
+            "timeline/allocated",
+            timeline_png(view.rank, view.timeline, peak),
+            peak.step,
+            peak.time_ns,
+        )
     for name, text in markdown.rank_tables(view).items():
         file.text(f"tables/{name}", text, peak.step, peak.time_ns)
 

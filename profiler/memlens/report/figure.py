@@ -46,6 +46,20 @@ __all__ = [
 
 INK, GREY, FAINT = "#333333", "#777777", "#DDDDDD"
 
+_WHEN_DARK = """
+@media (prefers-color-scheme: dark) {
+path[style*="fill: #ffffff"] {fill: #17191c !important}
+path[style*="stroke: #ffffff"] {stroke: #17191c !important}
+[style*="fill: #333333"] {fill: #e4e4e4 !important}
+[style*="stroke: #333333"] {stroke: #e4e4e4 !important}
+[style*="fill: #777777"] {fill: #a6a6a6 !important}
+[style*="stroke: #777777"] {stroke: #a6a6a6 !important}
+[style*="stroke: #dddddd"] {stroke: #3c4046 !important}
+}
+"""
+"""What an SVG looks like where its reader prefers dark pages: paper and inks change, and neither the
+colours of categories nor what is written on them."""
+
 WIDTH_INCHES = 11.0
 DPI = 160
 BAR_HEIGHT = 0.68
@@ -97,7 +111,10 @@ def figure_bytes(draw: Callable[[], Figure], kind: str) -> bytes:
             {"Date": None, "Creator": "memlens"} if kind == "svg" else {"Software": "memlens"}
         )
         figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    if kind == "svg":
+        content = content.replace(b"</style>", f"{_WHEN_DARK}</style>".encode(), 1)
+    return content
 
 
 def draw_segment(

@@ -21,7 +21,7 @@ from memlens.cli import main
 from memlens.errors import MissingDependencyError, OutputExistsError, UsageError
 from memlens.events import ROLLUP, Category
 from memlens.exporters import export
-from memlens.exporters.picture import timeline_png
+from memlens.exporters.pictures.timeline import timeline_png
 from memlens.palette import CATEGORY_SERIES
 from memlens.report.view import ReportOptions, view_rank
 
@@ -202,7 +202,7 @@ def test_the_picture_shows_the_categories(exported: Path) -> None:
 
 def test_the_picture_leaves_pyplot_alone() -> None:
     view = view_rank(JOB.ranks[0], ReportOptions())
-    assert timeline_png(view).startswith(b"\x89PNG")
+    assert timeline_png(view.rank, view.timeline, view.peak).startswith(b"\x89PNG")
     code = "import sys, memlens.exporters.tensorboard; print('matplotlib.pyplot' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "False\n"
@@ -239,7 +239,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(view: object) -> bytes:
+    def broken(*anything: object) -> bytes:
         raise ValueError("cannot draw")
 
     monkeypatch.setattr("memlens.exporters.tensorboard.timeline_png", broken)
@@ -254,13 +254,19 @@ def test_a_parent_that_is_a_file_is_an_error_of_usage(tmp_path: Path) -> None:
         export(JOB, "tensorboard", tmp_path / "file" / "x")
 
 
-@pytest.mark.parametrize("missing", ["tensorboard", "matplotlib"])
-def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("tensorboard", "tensorboard"), ("matplotlib", "chart")]
+)
+def test_a_missing_package_is_named(
+    missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in list(sys.modules):
-        if name.split(".")[0] == missing or name.startswith("memlens.exporters."):
+        if name.split(".")[0] == missing or name.startswith(
+            ("memlens.exporters.", "memlens.report.")
+        ):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingDependencyError, match=rf"^{missing} .*\"memlens\[tensorboard\]\""):
+    with pytest.raises(MissingDependencyError, match=rf"^{missing} .*\"memlens\[{extra}\]\""):
         export(JOB, "tensorboard", Path("not-made"))
     assert not Path("not-made").exists()
 

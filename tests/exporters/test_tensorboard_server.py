@@ -74,7 +74,7 @@ def test_the_server_shows_our_picture(server: str) -> None:
     )
     query = dict(urllib.parse.parse_qsl(image["query"]))
     png = ask(server, "/data/plugin/images/individualImage", **query)
-    assert Image.open(io.BytesIO(png)).size == (1320, 550)
+    assert Image.open(io.BytesIO(png)).size == (1760, 704)
 
 
 def test_the_server_makes_a_row_of_our_run(server: str) -> None:
