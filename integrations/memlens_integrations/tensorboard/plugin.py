@@ -175,7 +175,7 @@ def _static_files() -> dict[str, tuple[Path, str]]:
     """The pages' files by the end of their address, with their types; memlens is not imported."""
     try:
         spec = importlib.util.find_spec("memlens")
-    except (ImportError, ValueError):
+    except Exception:  # whatever a broken installation raises
         spec = None
     if spec is None or not spec.submodule_search_locations:
         return {}
