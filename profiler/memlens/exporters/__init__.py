@@ -52,6 +52,12 @@ EXPORTERS: dict[str, Exporter] = {
         """cd {path} && duckdb -c "FROM 'ranks.csv'"; columns.md explains each column""",
         text="the same tables as text",
     ),
+    "html": Exporter(
+        "memlens.exporters.html.page:export",
+        "a browser, with {path}",
+        ".html",
+        text="one page to look into the run, which needs no network",
+    ),
     "svg": Exporter(
         "memlens.exporters.pictures.export:export_svg",
         "a browser, with {path}",

@@ -148,7 +148,7 @@ export class App {
   }
 
   offers(name) {
-    return name !== "compare" || this.runs.length > 0;
+    return name !== "compare" || !this.source.isStill || this.runs[0].ranks.length > 1;
   }
 
   showView() {

@@ -21,7 +21,7 @@ export class AreaChart {
           stroke: () => (this.has(key) ? colour("surface") : null),
           fill: () => (this.has(key) ? this.paint(key, paint) : null),
         })),
-        { paths: stepped, points: { show: false }, width: 1, stroke: () => colour("outline") },
+        { paths: stepped, points: { show: false }, width: 0.75, stroke: () => colour("outline") },
         { paths: stepped, points: { show: false }, width: 1.5, dash: [6, 3], stroke: () => colour("reserved") },
         { paths: stepped, points: { show: false }, width: 1.5, dash: [2, 3], stroke: () => colour("capacity") },
       ],

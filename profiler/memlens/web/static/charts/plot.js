@@ -149,8 +149,9 @@ export class Plot {
     const ratio = uPlot.pxRatio;
     const across = (time) => chart.valToPos(time, "x", true);
     ctx.save();
+    ctx.setLineDash([]); // a curve may have left its own
     ctx.beginPath();
-    ctx.rect(left, 0, width, top + height + (STRIP_PX + 4) * ratio);
+    ctx.rect(left - 6 * ratio, 0, width + 12 * ratio, top + height + (STRIP_PX + 4) * ratio);
     ctx.clip();
     ctx.font = FONT.replace("11", String(11 * ratio));
     this.paint?.(ctx, { left, top, width, height, ratio }, across);
@@ -173,7 +174,7 @@ export class Plot {
     const { phases } = this.marks;
     phases.forEach(([time, phase], number) => {
       const start = across(Math.max(time, this.window[0]));
-      const end = across(phases[number + 1]?.[0] ?? this.window[1]);
+      const end = across(Math.min(phases[number + 1]?.[0] ?? this.window[1], this.window[1]));
       if (end < start) return;
       ctx.fillStyle = colour(`phase-${phase}`) || colour("grid");
       ctx.fillRect(start, y, Math.max(end - start, 0.5), (STRIP_PX - 2) * ratio);

@@ -23,7 +23,7 @@ export class AliveTable {
     this.subtitle = el("span.window-text");
     this.count = el("span.table-count", { role: "status" });
     this.search = el("input.search", {
-      type: "search", placeholder: "Search names, modules, ops, stacks", "aria-label": "Search",
+      type: "search", placeholder: "Search name, module, op, stack", "aria-label": "Search",
       value: this.state.get("search"),
       oninput: debounce(() => this.state.set({ search: this.search.value, offset: 0 }), SEARCH_DELAY_MS),
     });

@@ -189,7 +189,7 @@ export class TimelineView {
     this.span = this.overlay.span;
     this.lines.show(
       this.overlay.ranks.map(({ time, allocated }) => ({ time, bytes: allocated })),
-      { window: windowOf(this.state, this.span), span: this.span, marks: { picked: this.state.get("at") } },
+      { window: windowOf(this.state, this.span), span: this.span, marks: { picked: this.pickedInLines() } },
     );
   }
 
@@ -207,7 +207,8 @@ export class TimelineView {
     const peak = chart.answer.window_peak;
     const time = at ?? peak.time;
     const index = at === null ? chart.answer.allocated.indexOf(peak.allocated_bytes) : chart.plot.indexAt(time);
-    const entry = chart.entry(Math.max(index, 0));
+    const { step, phase } = peak;
+    const entry = { ...chart.entry(Math.max(index, 0)), ...(at === null ? { time, step: String(step), phase } : {}) };
     const prefix = this.charts.length > 1 ? `rank ${chart.rank.rank}: ` : "";
     this.tell(chart, `${prefix}${at === null ? "peak of what is shown" : "picked instant"}`, entry);
   }
@@ -288,8 +289,18 @@ export class TimelineView {
     this.state.set({ rank: chart.rank.key, at: chart.entry(index).time, offset: 0 });
   }
 
+  /** How much later than the first of all ranks the one began whose blocks are listed. */
+  shift() {
+    return this.overlay.ranks.find(({ key }) => key === this.context.rank().key)?.shift ?? 0;
+  }
+
+  pickedInLines() {
+    const at = this.state.get("at");
+    return at === null ? null : at + this.shift();
+  }
+
   pickLine(index) {
-    this.state.set({ at: this.lines.plot.chart.data[0][index], offset: 0 });
+    this.state.set({ at: Math.max(this.lines.plot.chart.data[0][index] - this.shift(), 0), offset: 0 });
   }
 
   // -- moving ----------------------------------------------------------------------------------
@@ -341,7 +352,7 @@ export class TimelineView {
         chart.category = this.state.get("category");
         chart.plot.mark({ picked: this.pickedIn(chart) });
       }
-      this.lines?.plot.mark({ picked: this.state.get("at") });
+      if (this.overlay) this.lines?.plot.mark({ picked: this.pickedInLines() });
       if (!this.lines && this.answers.length) this.rest();
     }
     this.alive.update(changed);
