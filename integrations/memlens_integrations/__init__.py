@@ -3,6 +3,8 @@
 The table maps a name to "module:Class" of an adapter (see `memlens.adapters.Adapter`); nothing is
 imported until a session starts. Other packages add theirs by an entry point of the group
 `memlens.adapters`.
+
+Word to pytest, which would warn where we are imported before our plugin is: PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations

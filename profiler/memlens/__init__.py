@@ -6,6 +6,8 @@
 
 Importing memlens imports neither torch nor anything else that is heavy; the names below are looked
 up when they are first used.
+
+Word to pytest, which would warn where we are imported before our plugin is: PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def run_elsewhere(item: pytest.Item, gpu: str) -> dict[str, pytest.TestReport]:
             text = (folder / OUTPUT).read_text("utf-8", "replace").strip()
             raise SimulationError(
                 error
-                or f"the simulated test ended with code {process.returncode}; the last that it said:\n"
-                + "\n".join(text.splitlines()[-30:])
+                or f"the process of the simulated test has ended with code {process.returncode}; "
+                + ("it said nothing" if not text else f"the last that it said:\n{text[-3000:]}")
             )
     told = reports.get("call")
     if told is not None and notes:
@@ -107,15 +107,28 @@ def _reports(folder: Path, config: pytest.Config) -> dict[str, pytest.TestReport
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = {}
     for line in lines:
-        report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+        data = json.loads(line, object_hook=_with_tuples)
+        report = config.hook.pytest_report_from_serializable(config=config, data=data)
         found[report.when] = report
     return found
+
+
+def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """A report as it was before JSON, which has no tuples."""
+    for name in {"location", "longrepr"} & data.keys():
+        if isinstance(data[name], list):
+            data[name] = tuple(data[name])
+    for name in {"sections", "user_properties"} & data.keys():
+        data[name] = [tuple(each) for each in data[name]]
+    return data
 
 
 def _job(item: pytest.Item) -> dict[str, Any]:
     config = item.config
     options = {
-        name: value for name, value in vars(config.option).items() if _is_plain(value)
+        name: value
+        for name, value in vars(config.option).items()
+        if _is_plain(value) and name != "file_or_dir"
     } | _NOT_THERE
     options["rootdir"] = str(config.rootpath)
     options["inifilename"] = str(config.inipath) if config.inipath else None

@@ -31,8 +31,9 @@ def roots_of(item: Any) -> list[Any]:
     roots.append(getattr(item, "instance", None))
     for owner in getattr(getattr(item, "cls", None), "__mro__", ()):
         roots += vars(owner).values()
-    roots += vars(getattr(item, "module", None) or types.SimpleNamespace()).values()
-    return roots
+    module = getattr(item, "module", None) or types.SimpleNamespace()
+    # Without `__builtins__`, which all modules share.
+    return roots + [each for name, each in vars(module).items() if not name.startswith("__")]
 
 
 def held_addresses(roots: Iterable[Any]) -> set[int]:

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from memlens_integrations.pytest_plugin.check import Checked
     from memlens_integrations.pytest_plugin.profile import MemoryProfile
 
-__all__ = ["IS_CHILD", "memory_profile"]
+__all__ = [
+    "IS_CHILD",
+    "memory_profile",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+]
 
 MARKER = "memory_budget"
 
