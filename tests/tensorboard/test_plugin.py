@@ -204,7 +204,7 @@ def test_nothing_to_show(tmp_path: Path) -> None:
         tab.ask("timeline", run="run", rank=0)
 
 
-@pytest.mark.parametrize("broken", ["memlens.web", "memlens", "pyarrow"])
+@pytest.mark.parametrize("broken", ["memlens.web", "memlens", "memlens.disk.format"])
 def test_an_import_that_fails(logdir: Path, tmp_path: Path, broken: str) -> None:
     """TensorBoard goes on, and the tab says why it is empty."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -213,11 +213,7 @@ import sys
 
 class Broken:
     def find_spec(self, name, path=None, target=None):
-        frame, callers = sys._getframe(), set()
-        while frame := frame.f_back:
-            callers.add(frame.f_globals.get("__name__", "").partition(".")[0])
-        # Other plugins import it, too, and TensorBoard itself does not survive that.
-        if name == {broken!r} and callers & {{"memlens", "memlens_integrations"}}:
+        if name == {broken!r}:
             raise OSError("libmissing.so.1: cannot open <b>shared</b> object file")
 
 sys.meta_path.insert(0, Broken())

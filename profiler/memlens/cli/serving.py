@@ -74,9 +74,9 @@ def serve(logdir: Sequence[str], host: str, port: int | None) -> None:
         address = server.launch()
     except (program.TensorBoardServerException, SystemExit, OSError) as error:
         raise UsageError(f"TensorBoard does not start: {_reason(error)}") from None
-    click.echo(f"{address.rstrip('/')}/#memlens")
-    click.echo("(Ctrl-C ends it)")
     try:
+        click.echo(f"{address.rstrip('/')}/#memlens")
+        click.echo("(Ctrl-C ends it)")
         threading.Event().wait()
     except KeyboardInterrupt:
         click.echo("")
