@@ -67,9 +67,10 @@ format: setup ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## measure what profiling costs, and our optimizers, side by side with others
+bench: setup ## measure what profiling costs, our optimizers side by side with others, and the pages
 	@$(BIN)/python tools/bench.py
 	@$(BIN)/python tools/bench_optim.py
+	@$(BIN)/python tools/bench_web.py
 
 clean: ## remove .venv, caches and build outputs; captures in memlens-runs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
