@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import subprocess
@@ -15,8 +16,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tests.support.fake_capture import Block, FakeRank, make_capture
+from tests.support.large import make_capture as make_capture_on_disk
 from tests.support.llama_job import llama_job
 
+import memlens
 from memlens.cli import main
 from memlens.errors import MissingDependencyError, OutputExistsError, UsageError
 from memlens.events import ROLLUP, Category
@@ -200,10 +203,25 @@ def test_the_picture_shows_the_categories(exported: Path) -> None:
     assert area["communication"] == area["master_weight"] == 0
 
 
+def test_the_run_as_a_whole_has_a_picture(exported: Path) -> None:
+    (event,) = read(exported / "all-ranks").Images("peak and timeline")
+    picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+    assert (event.width, event.height) == picture.size
+    assert np.asarray(picture).std() > 5  # a blank sheet has 0
+
+
+def test_a_rank_that_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
+    make_capture_on_disk(tmp_path / "run", 600, ranks=3, layers=8)
+    (tmp_path / "run" / "rank-00001" / "events.arrow").write_bytes(b"no stream")
+    folder = export(memlens.load(tmp_path / "run"), "tensorboard", tmp_path / "board")
+    assert sorted(each.name for each in folder.iterdir()) == ["all-ranks", "rank-0", "rank-2"]
+    assert "rank 1 is left out" in html.unescape(_text(folder / "all-ranks", "tables/run"))
+
+
 def test_the_picture_leaves_pyplot_alone() -> None:
     view = view_rank(JOB.ranks[0], ReportOptions())
     assert timeline_png(view.rank, view.timeline, view.peak).startswith(b"\x89PNG")
-    code = "import sys, memlens.exporters.tensorboard; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, memlens.exporters.tensorboard.export; print('matplotlib.pyplot' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "False\n"
 
@@ -242,7 +260,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def broken(*anything: object) -> bytes:
         raise ValueError("cannot draw")
 
-    monkeypatch.setattr("memlens.exporters.tensorboard.timeline_png", broken)
+    monkeypatch.setattr("memlens.exporters.tensorboard.export.timeline_png", broken)
     with pytest.raises(ValueError, match="cannot draw"):
         export(JOB, "tensorboard", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

@@ -181,6 +181,7 @@ class Comparison:
             "step_time_ns": result.step_time_ns,
             "step_time_ratio": difference and difference.step_time_ratio,
             "final_loss": _finite(result.final_loss),
+            "losses": [_finite(loss) for loss in result.losses],
             "final_loss_difference": _finite(difference.final_loss if difference else None),
             "steps": result.steps,
             "run": result.run or None,

@@ -38,14 +38,14 @@ class Exporter:
 
 EXPORTERS: dict[str, Exporter] = {
     "tensorboard": Exporter(
-        "memlens.exporters.tensorboard:export",
+        "memlens.exporters.tensorboard.export:export",
         "tensorboard --logdir {path}",
         text="curves per category and step, tables and a picture",
     ),
     "parquet": Exporter(
         "memlens.exporters.tables.export:export_parquet",
         """cd {path} && duckdb -c "FROM 'ranks.parquet'"; columns.md explains each column""",
-        text="tables of blocks, steps, stacks and more, for DuckDB or pandas",
+        text="tables of blocks, steps and more, for DuckDB or pandas",
     ),
     "csv": Exporter(
         "memlens.exporters.tables.export:export_csv",
@@ -62,7 +62,7 @@ EXPORTERS: dict[str, Exporter] = {
         "memlens.exporters.pictures.export:export_svg",
         "a browser, with {path}",
         ".svg",
-        text="a picture of the peak and the timeline, for pages that are light or dark",
+        text="a picture of the peak and the timeline, light or dark",
     ),
     "png": Exporter(
         "memlens.exporters.pictures.export:export_png",
@@ -75,6 +75,12 @@ EXPORTERS: dict[str, Exporter] = {
         "tensorboard --logdir {path}, with `pip install torch-tb-profiler`; its Memory view",
         text="traces for TensorBoard's PyTorch Profiler plugin",
     ),
+    "memory-viz": Exporter(
+        "memlens.exporters.memory_viz:export",
+        "drop {path} onto https://pytorch.org/memory_viz",
+        ".pickle",
+        text="a torch memory snapshot, with our categories",
+    ),
     "perfetto": Exporter(
         "memlens.exporters.perfetto:export",
         "https://ui.perfetto.dev (Open trace file), with {path}",
@@ -85,12 +91,12 @@ EXPORTERS: dict[str, Exporter] = {
         "memlens.exporters.speedscope:export",
         "npx speedscope {path}, or drop it onto https://www.speedscope.app",
         ".json",
-        text="flame graphs of the peak, by stack and by module, in a browser",
+        text="flame graphs of the peak, by stack and by module",
     ),
     "folded": Exporter(
         "memlens.exporters.folded:export",
         "flamegraph.pl --countname bytes {path}/*.by-stack.folded > peak.svg",
-        text="folded stacks of the peak, for flamegraph.pl and its like",
+        text="folded stacks of the peak, for flamegraph.pl",
     ),
 }
 """Every exporter. The name, with the suffix, is also that of the default result, inside the run."""

@@ -32,7 +32,7 @@ from memlens.comparing.outputs.chart import chart_bytes
 from memlens.comparing.results import Status
 from memlens.errors import UsageError
 from memlens.events import Category
-from memlens.exporters.tfevents import EventFile
+from memlens.exporters.tensorboard.tfevents import EventFile
 from memlens.report.text import markdown, plain
 from memlens.units import format_bytes
 

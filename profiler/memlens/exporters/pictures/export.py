@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from memlens.answers import Timeline
     from memlens.capture import Capture
 
-__all__ = ["export_png", "export_svg"]
+__all__ = ["draw_run", "export_png", "export_svg"]
 
 TIMELINE_POINTS = 1_200
 """Some for each pixel's width on a page; more make an SVG large, and look the same."""
@@ -65,7 +65,7 @@ def export_svg(capture: Capture, path: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    path.write_bytes(figure_bytes(partial(_draw, _ask(capture)), "svg"))
+    path.write_bytes(draw_run(view_ranks(capture, None), "svg"))
 
 
 def export_png(capture: Capture, path: Path) -> None:
@@ -74,7 +74,17 @@ def export_png(capture: Capture, path: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    path.write_bytes(figure_bytes(partial(_draw, _ask(capture)), "png"))
+    path.write_bytes(draw_run(view_ranks(capture, None), "png"))
+
+
+def draw_run(ranks: AllRanks, kind: str) -> bytes:
+    """The content of an SVG or PNG.
+
+    Args:
+        ranks: of the run; those with the highest and the lowest peak are asked for their timelines.
+        kind: `svg` or `png`.
+    """
+    return figure_bytes(partial(_draw, _ask(ranks)), kind)
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,7 @@ class _Asked:
     timelines: tuple[tuple[RankSummary, Timeline], ...]
 
 
-def _ask(capture: Capture) -> _Asked:
-    ranks = view_ranks(capture, None)
+def _ask(ranks: AllRanks) -> _Asked:
     compared, _ = ranks.compared(CATEGORY_SERIES)
     chosen = [compared.highest]
     if compared.lowest.peak_bytes < ALIKE * compared.highest.peak_bytes:

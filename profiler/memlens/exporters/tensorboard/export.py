@@ -1,7 +1,7 @@
 """A run for TensorBoard: scalars, a row of hyperparameters, tables and pictures.
 
     OUT/
-      all-ranks/   the run as a whole: hparams row, highest peak, how the ranks compare
+      all-ranks/   the run as a whole: hparams row, highest peak, how the ranks compare, a picture
       rank-0/      step_peak_MiB/*         per step, at the step's peak, one curve per category
                    step_end_MiB/*          per step, at its end
                    step_peak_rollup_MiB/*  the five published names, at the step's peak
@@ -20,10 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memlens.errors import CaptureError
 from memlens.events import Category
-from memlens.exporters import markdown
+from memlens.exporters.pictures.export import draw_run
 from memlens.exporters.pictures.timeline import timeline_png
-from memlens.exporters.tfevents import EventFile
+from memlens.exporters.tensorboard import markdown
+from memlens.exporters.tensorboard.tfevents import EventFile
 from memlens.palette import CATEGORY_SERIES, ROLLUP_SERIES, Series
 from memlens.report.all_ranks import AllRanks, view_ranks
 from memlens.report.view import (
@@ -47,11 +49,16 @@ def export(capture: Capture, folder: Path) -> None:
 
     Raises:
         MissingDependencyError: tensorboard or matplotlib is not installed.
+        CaptureError: no rank can be read.
     """
     ranks = choose_ranks(capture, None)
     for rank in ranks:
+        try:
+            view = view_rank(rank, ReportOptions())
+        except CaptureError:  # the others are worth having; a table of the run names this one
+            continue
         with EventFile(folder / _run_name(rank, ranks), capture.info.created_ns) as file:
-            _write_rank(file, view_rank(rank, ReportOptions()))
+            _write_rank(file, view)
         rank.release()
     with EventFile(folder / "all-ranks", capture.info.created_ns) as file:
         _write_run(file, view_ranks(capture, None))
@@ -137,5 +144,6 @@ def _write_run(file: EventFile, ranks: AllRanks) -> None:
     )
     for tag, size_bytes in metrics.items():
         file.scalar(tag, size_bytes / MIB, 0, time_ns)
+    file.image("peak and timeline", draw_run(ranks, "png"), 0, time_ns)
     file.text("tables/run", markdown.run_table(ranks.capture, ranks.warnings), 0, time_ns)
     file.text("tables/ranks", markdown.ranks_table(peaks), 0, time_ns)
