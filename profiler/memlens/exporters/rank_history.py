@@ -12,22 +12,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from memlens.answers import Frame
 from memlens.attribution.segments import PHASES
+from memlens.disk.format import codes
+from memlens.events import Action
 
 if TYPE_CHECKING:
     from memlens.capture import RankCapture
 
 __all__ = [
     "Actions",
+    "SegmentEvent",
     "Stretch",
     "actions_of",
     "module_names",
     "modules_of",
     "phases_of",
     "reserved_of",
+    "segment_events_of",
+    "stack_of",
+    "streams_of",
 ]
 
 Array = npt.NDArray[Any]
+
+
+_CODE = codes(Action)
+_OF_SEGMENTS = {code: name for name, code in _CODE.items() if name.startswith("segment_")}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Actions:
     block: Array
     """Row in `RankCapture.blocks`."""
     is_begin: Array
+    row: Array
+    """Place among all that was recorded; what ends with a pause comes before what has this place."""
     allocated_bytes: Array
     """After it."""
     reserved_bytes: Array | None
@@ -49,7 +62,7 @@ class Actions:
 
 def actions_of(rank: RankCapture) -> Actions:
     """Allocations and frees of a rank."""
-    blocks = rank.blocks
+    blocks, history = rank.blocks, rank._history
     number = np.arange(len(blocks.first))
     ended = blocks.last < len(blocks.time_ns)
     event = np.concatenate([blocks.last[ended], blocks.first])
@@ -58,14 +71,57 @@ def actions_of(rank: RankCapture) -> Actions:
     order = np.lexsort((is_begin, event))
     event, block, is_begin = event[order], block[order], is_begin[order]
     size = blocks.size_bytes[block]
-    reserved = rank._history.reserved
+    time = np.where(is_begin, blocks.alloc_ns[block], blocks.free_ns[block])
+    row = blocks.row[event].astype(np.int64)
+    paused = time != blocks.time_ns[event]
+    row[paused] = np.searchsorted(history.told["time_ns"], time[paused], side="right")
     return Actions(
-        time_ns=np.where(is_begin, blocks.alloc_ns[block], blocks.free_ns[block]),
+        time_ns=time,
         block=block,
         is_begin=is_begin,
+        row=row,
         allocated_bytes=np.cumsum(np.where(is_begin, size, -size)),
-        reserved_bytes=None if reserved is None else reserved[blocks.row[event]],
+        reserved_bytes=None if history.reserved is None else history.reserved[blocks.row[event]],
     )
+
+
+def streams_of(rank: RankCapture) -> Array:
+    """The stream of each block."""
+    streams: Array = rank._history.told["stream"][rank.blocks.row[rank.blocks.first]]
+    return streams
+
+
+def stack_of(rank: RankCapture, number: int) -> tuple[Frame, ...]:
+    """Frames of a stack, by its number in `RankCapture.blocks`; the outermost first."""
+    return rank._described.stack(number)
+
+
+@dataclass(frozen=True)
+class SegmentEvent:
+    """What the allocator took from the device, or gave back."""
+
+    row: int
+    """As in `Actions`."""
+    time_ns: int
+    action: str
+    """As `memlens.events.Action` calls it; a census tells of all segments, as they are."""
+    address: int
+    size_bytes: int
+    stream: int
+
+
+def segment_events_of(rank: RankCapture) -> list[SegmentEvent]:
+    """All that was recorded of segments; nothing where the allocator takes nothing in advance."""
+    told = rank._history.told
+    rows = np.flatnonzero(np.isin(told["action"], list(_OF_SEGMENTS)))
+    size = np.maximum(told["allocated_bytes"][rows], told["requested_bytes"][rows])
+    columns = (told[name][rows].tolist() for name in ("time_ns", "action", "address", "stream"))
+    return [
+        SegmentEvent(row, time, _OF_SEGMENTS[action], address, size_bytes, stream)
+        for row, time, action, address, stream, size_bytes in zip(
+            rows.tolist(), *columns, size.tolist(), strict=True
+        )
+    ]
 
 
 def reserved_of(rank: RankCapture) -> tuple[Array, Array] | None:
