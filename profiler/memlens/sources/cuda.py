@@ -231,9 +231,23 @@ class CudaSource:
         """The allocator's settings, without which block sizes can not be worked out."""
         return {
             "allocator": self._settings,
+            "capacity_bytes": self._capacity_bytes(),
             "devices": list(self.devices),
             "workspaces": workspace_bytes(os.environ),
         }
+
+    def _capacity_bytes(self) -> list[int] | None:
+        """What the job may use of each device; None while that is not known."""
+        try:
+            if not torch.cuda.is_initialized():
+                return None
+            return [
+                self.history.limit_bytes(number)
+                or torch.cuda.get_device_properties(number).total_memory
+                for number in range(len(self.devices))
+            ]
+        except (RuntimeError, AssertionError):  # a line in a chart is not worth a job's trouble
+            return None
 
     # -- reading -------------------------------------------------------------------------------
 

@@ -147,6 +147,7 @@ class SimulatedSource:
         """The allocator's settings, and sizes of workspaces."""
         return {
             "allocator": self._simulated.settings,
+            "capacity_bytes": [self._memory.total_bytes],
             "workspaces": workspace_bytes(os.environ),
         }
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from memlens.answers import Allocation, Growth, Step
 from memlens.attribution.lifetimes import FOREVER
 from memlens.events import Category
+from memlens.exporters.rank_history import reserved_of
 from memlens.rank import RankCapture
 from memlens.web.pyramid import Pyramid
 
@@ -91,13 +92,14 @@ class OpenedRank:
         """What the device has for the job; None: it is not known."""
         for event in self.rank.out_of_memory:
             return event.limit_bytes or event.device_total_bytes
-        return None
+        known = self.rank.header.get("capacity_bytes") or []
+        devices = self.rank.header["devices"]
+        return dict(zip(devices, known, strict=False)).get(self.rank.device)
 
     @cached_property
     def reserved(self) -> tuple[Array, Array] | None:
         """When what the allocator had taken from the device changed, and to how much."""
-        ask = getattr(self.rank, "reserved_changes", None)
-        return None if ask is None else ask()
+        return reserved_of(self.rank)
 
     def reserved_at(self, time: Array) -> Array:
         """What it had at some times since the first event."""
