@@ -73,7 +73,9 @@ def examine() -> list[Check]:
         _package(
             "showing", "tensorboard", "memlens export --to tensorboard", together_with="matplotlib"
         ),
-        _package("showing", "matplotlib", "its timeline picture", together_with="tensorboard"),
+        _package(
+            "showing", "matplotlib", "memlens export --to svg and png", together_with="tensorboard"
+        ),
         *(_library(name) for name in ("transformers", "accelerate", "deepspeed")),
     ]
 

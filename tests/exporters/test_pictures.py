@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.fake_capture import Block, FakeRank, make_capture
 from tests.support.large import make_capture as make_capture_on_disk
 from tests.support.llama_job import llama_job, make_rank
-from tests.support.small_runs import HOSTILE
+from tests.support.small_runs import HOSTILE, RUNS
 
 import memlens
 from memlens.capture import Capture
@@ -152,11 +152,28 @@ def test_ranks_that_are_all_alike(tmp_path: Path) -> None:
 
 
 def test_reserved_memory_and_devices_are_told(tmp_path: Path) -> None:
-    blocks = [Block(5 << 20, Category.WEIGHT, 1), Block(1 << 20, Category.ACTIVATION, 3, 9)]
-    ranks = [FakeRank(0, blocks, device=f"cuda:{n}", reserved_bytes=8 << 20) for n in (0, 1)]
-    shown = texts(drawn(make_capture(*ranks), tmp_path))
+    capture = RUNS["cuda"](tmp_path / "run")
+    svg = drawn(capture, tmp_path)
+    shown = texts(svg)
     assert {"rank 0, cuda:0", "rank 0, cuda:1"} <= {*shown}
-    assert shown.count("of 8.00 MiB reserved") == 2
+    for rank in capture.ranks:
+        reserved = rank.peak().reserved_bytes
+        assert reserved
+        assert f"of {format_bytes(reserved)} reserved" in shown
+    assert "reserved" in shown
+    [line] = [
+        corners(path)
+        for path in svg.iter(f"{SVG}path")
+        if "stroke-width: 0.9" in path.get("style", "")
+    ]
+    # The line and the weights' band share an axis: bytes per unit of length are the same.
+    most = capture.ranks[1].reserved_peak_bytes
+    weights = next(p for p in clipped(svg, "FillBetween") if fill(p) == "#0072B2")
+    bottom = max(y for _, y in corners(weights))
+    held = max(capture.ranks[1].timeline().categories[Category.WEIGHT])
+    scale = (bottom - min(y for _, y in corners(weights))) / int(held)
+    assert most is not None
+    assert bottom - min(y for _, y in line) == pytest.approx(most * scale, rel=1e-4)
 
 
 def test_peak_steps_and_command_are_named(tmp_path: Path) -> None:

@@ -275,6 +275,18 @@ def test_coverage_and_the_run(capture: Capture, folder: Path) -> None:
     ]
 
 
+def test_reserved_memory_is_the_captures(capture: Capture, folder: Path) -> None:
+    con = opened(folder)
+    for rank in capture.ranks:
+        for time_ns, reserved in rows(
+            con,
+            "SELECT time_ns, reserved_bytes FROM timeline "
+            f"WHERE rank = {rank.rank} AND device = '{rank.device}' USING SAMPLE 50 ROWS",
+        ):
+            slack = rank.slack_at(time_ns)
+            assert reserved == (slack and slack.reserved_bytes)
+
+
 # -- CSV ---------------------------------------------------------------------------------------
 
 

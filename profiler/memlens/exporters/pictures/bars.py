@@ -164,4 +164,5 @@ def _beside(axes: Axes, at: float, row: int, text: str, more: str) -> None:
             color=GREY,
             fontsize=8.5,
             zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )

@@ -22,10 +22,12 @@ from memlens.exporters.pictures.bars import (
 )
 from memlens.exporters.pictures.timeline import (
     STEP_LABELS,
+    Reserved,
     draw_timeline,
     size_unit,
     time_unit,
 )
+from memlens.exporters.rank_history import reserved_of
 from memlens.palette import CATEGORY_SERIES, Series
 from memlens.report.all_ranks import AllRanks, view_ranks
 from memlens.report.figure import (
@@ -93,7 +95,19 @@ class _Asked:
 
     ranks: AllRanks
     compared: RanksCompared
-    timelines: tuple[tuple[RankSummary, Timeline], ...]
+    timelines: tuple[_Timeline, ...]
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """One rank over time."""
+
+    rank: RankSummary
+    timeline: Timeline
+    reserved: Reserved | None
+    """None: its allocator takes nothing in advance."""
+    top_bytes: int
+    """The most that is drawn."""
 
 
 def _ask(ranks: AllRanks) -> _Asked:
@@ -105,7 +119,15 @@ def _ask(ranks: AllRanks) -> _Asked:
     for summary in chosen:
         key = (summary.rank, summary.device, summary.launch)
         rank = next(each for each in ranks.asked if (each.rank, each.device, each.launch) == key)
-        timelines.append((summary, rank.timeline(max_points=TIMELINE_POINTS // len(chosen))))
+        reserved_peak = rank.reserved_peak_bytes
+        timelines.append(
+            _Timeline(
+                summary,
+                rank.timeline(max_points=TIMELINE_POINTS // len(chosen)),
+                None if reserved_peak is None else reserved_of(rank),
+                max(summary.peak_bytes, reserved_peak or 0),
+            )
+        )
         rank.release()
     return _Asked(ranks, compared, tuple(timelines))
 
@@ -122,20 +144,21 @@ def _draw(asked: _Asked) -> Figure:
     labels = draw_bars(top, bars, rows, unit)
     if len(summaries) > MOST_BARS:
         draw_spread(top, summaries, asked.compared, len(bars), unit)
-    time = time_unit(max((each for _, each in asked.timelines), key=_lasts_ns))
-    ends = max(_lasts_ns(each) for _, each in asked.timelines) / time.ns
-    for column, (summary, timeline) in enumerate(asked.timelines):
+    longest = max((each.timeline for each in asked.timelines), key=_lasts_ns)
+    time = time_unit(longest)
+    for column, each in enumerate(asked.timelines):
         axes = figure.add_subplot(grid[1, column])
         words = ("highest: ", "lowest: ") if len(asked.timelines) > 1 else ("",)
         draw_timeline(
             axes,
-            timeline,
-            summary.peak,
-            title=f"Over time, {words[column]}rank {summary.rank}, {plain(summary.device)}",
+            each.timeline,
+            each.rank.peak,
+            title=f"Over time, {words[column]}rank {each.rank.rank}, {plain(each.rank.device)}",
             unit=unit,
             time=time,
-            top_bytes=asked.compared.highest.peak_bytes,
-            ends=ends,
+            reserved=each.reserved,
+            top_bytes=max(each.top_bytes for each in asked.timelines),
+            ends=_lasts_ns(longest) / time.ns,
             step_labels=STEP_LABELS // len(asked.timelines),
         )
         if column:
@@ -184,8 +207,8 @@ def _legend(asked: _Asked) -> Sequence[Series]:
         for series in CATEGORY_SERIES
         if series in at_peaks
         or any(
-            timeline.categories[member].any()
-            for _, timeline in asked.timelines
+            each.timeline.categories[member].any()
+            for each in asked.timelines
             for member in series.members
         )
     ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from memlens.palette import CATEGORY_SERIES
 from memlens.report.figure import FAINT, GREY, INK, figure_bytes, make_figure
@@ -22,7 +25,19 @@ if TYPE_CHECKING:
     from memlens.answers import Peak, Timeline
     from memlens.rank import RankCapture
 
-__all__ = ["STEP_LABELS", "TimeUnit", "draw_timeline", "size_unit", "time_unit", "timeline_png"]
+__all__ = [
+    "STEP_LABELS",
+    "Reserved",
+    "TimeUnit",
+    "draw_timeline",
+    "size_unit",
+    "time_unit",
+    "timeline_png",
+]
+
+Array = npt.NDArray[Any]
+Reserved = tuple[Array, Array]
+"""When what the allocator holds of the device changes, and to how many bytes."""
 
 STEP_LABELS = 16
 HEADROOM = 1.14
@@ -71,6 +86,7 @@ def draw_timeline(
     title: str,
     unit: tuple[str, int],
     time: TimeUnit,
+    reserved: Reserved | None = None,
     top_bytes: int | None = None,
     ends: float | None = None,
     step_labels: int = STEP_LABELS,
@@ -84,7 +100,8 @@ def draw_timeline(
         title: plain text.
         unit: of sizes; see `size_unit`.
         time: unit of time; see `time_unit`.
-        top_bytes: the highest peak of those that are drawn on equal axes; None: this one.
+        reserved: a line above it; None: there is none.
+        top_bytes: the highest of all that is drawn on equal axes; None: this peak.
         ends: where the axis of time ends, in its unit; None: with the timeline.
         step_labels: for how many there is room.
     """
@@ -116,6 +133,8 @@ def draw_timeline(
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(side in ("left", "bottom"))
         axes.spines[side].set_color(FAINT)
+    if reserved is not None:
+        _draw_reserved(axes, reserved, start_ns, time, end, unit_bytes)
     _mark_steps(axes, timeline, start_ns, time, step_labels)
     if len(when):
         _mark_peak(axes, peak, (peak.time_ns - start_ns) / time.ns, end, unit_bytes)
@@ -145,6 +164,25 @@ def time_unit(timeline: Timeline) -> TimeUnit:
         if lasts_ns >= 2 * unit_ns:
             return TimeUnit(name, unit_ns)
     return TimeUnit("microseconds", 10**3)
+
+
+def _draw_reserved(
+    axes: Axes, reserved: Reserved, start_ns: int, time: TimeUnit, end: float, unit_bytes: int
+) -> None:
+    since_ns, size = reserved
+    since = np.append((since_ns - start_ns) / time.ns, end)
+    held = np.append(size, size[-1:]) / unit_bytes
+    axes.step(since[: len(held)], held, where="post", color=INK, linewidth=0.9)
+    if len(size):
+        axes.annotate(
+            "reserved",
+            (end, held[-1]),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=INK,
+        )
 
 
 def _mark_steps(axes: Axes, timeline: Timeline, start_ns: int, time: TimeUnit, labels: int) -> None:

@@ -165,8 +165,14 @@ TABLES: dict[str, Table] = {
             *_KEY,
             Column("time_ns", INT, "from when on the row holds"),
             Column("elapsed_ns", INT, "the same since the first event of the rank"),
-            Column("allocated_bytes", INT, "sum of the columns that follow"),
+            Column("allocated_bytes", INT, "sum of those of the categories"),
             *_per_category("{}_bytes", "bytes of {}"),
+            Column(
+                "reserved_bytes",
+                INT,
+                "what the allocator held of the device by then",
+                "it takes nothing in advance",
+            ),
         ),
     ),
     "blocks": Table(

@@ -13,6 +13,7 @@ import pyarrow.compute
 from memlens.analysis.frames import job_frame
 from memlens.answers import Frame
 from memlens.events import Category, Certainty, Phase
+from memlens.exporters.rank_history import reserved_of
 from memlens.exporters.tables.columns import TABLES
 from memlens.exporters.tables.of_run import encodable
 
@@ -208,8 +209,18 @@ class RankTables:
                 "elapsed_ns": timeline.time_ns - self._start_ns,
                 "allocated_bytes": timeline.allocated_bytes,
                 **_named("{}_bytes", timeline.categories),
+                "reserved_bytes": self._reserved(timeline.time_ns),
             },
         )
+
+    def _reserved(self, time_ns: Array) -> pa.Array:
+        """What the allocator held at some times; no values where it takes nothing in advance."""
+        found = reserved_of(self._rank)
+        if found is None:
+            return pa.nulls(len(time_ns), pa.int64())
+        since_ns, size = found
+        at = np.searchsorted(since_ns, time_ns, side="right")
+        return pa.array(np.append(0, size)[at])
 
     def _block_rows(self, portion: int) -> Iterator[pa.Table]:
         rank, blocks, found = self._rank, self._blocks, self._found
