@@ -8,7 +8,7 @@ export const address = {
     return own || fromParent() || "";
   },
   write(text) {
-    history.replaceState(history.state, "", `#${text}`);
+    history.replaceState(history.state, "", `${location.pathname}${location.search}#${text}`); // not relative to <base>
     toParent(text);
   },
 };
@@ -31,7 +31,7 @@ function toParent(text) {
   if (!page) return;
   const parts = page.location.hash.slice(1).split("&").filter((part) => !part.startsWith(`${KEY}=`));
   if (text) parts.push(`${KEY}=${encodeURIComponent(text)}`);
-  page.history.replaceState(page.history.state, "", `#${parts.join("&")}`);
+  page.history.replaceState(page.history.state, "", `${page.location.pathname}${page.location.search}#${parts.join("&")}`);
 }
 
 /** The page around this one, if there is one that we may speak to. */

@@ -32,6 +32,7 @@ export class Legend {
   show(title, place, entry, { known, category, capacity = null }) {
     this.title.textContent = title;
     this.place.textContent = place;
+    this.node.dataset.time = String(entry.time);
     for (const [key, { row, value, share, bar }] of this.rows) {
       const bytes = entry.categories[key] ?? 0;
       row.hidden = !known.has(key) && key !== category;

@@ -62,6 +62,7 @@ export class ModulesView {
     fill(this.legend, this.context.kinds.filter(({ key }) => known.has(key)).map(({ colour, label, key }) => el("span", { "data-category": key },
       el("span.swatch", { style: { background: colour } }), label)));
     this.drawList(focus);
+    this.node.dataset.shown = `${answer.time}/${focus.path}`;
   }
 
   crumbs(focus) {
