@@ -160,7 +160,7 @@ def test_reserved_memory_and_devices_are_told(tmp_path: Path) -> None:
         reserved = rank.peak().reserved_bytes
         assert reserved
         assert f"of {format_bytes(reserved)} reserved" in shown
-    assert "reserved" in shown
+    assert "Over time, rank 0, cuda:1 (line: reserved)" in shown
     [line] = [
         corners(path)
         for path in svg.iter(f"{SVG}path")

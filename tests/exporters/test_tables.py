@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,28 @@ def flat_run(folder: Path) -> Capture:
     return memlens.load(folder)
 
 
-@pytest.fixture(scope="module", params=[*RUNS, "flat"])
+def paused_run(folder: Path) -> Capture:
+    """A real training that was out of sight in between: blocks end there that nothing frees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMLENS_CPU_SOURCE", "profiler")
+        with memlens.profile(out=folder):
+            model = Flat()
+            optimizer = torch.optim.SGD(model.parameters())
+            for step in range(3):
+                with torch.profiler.profile(profile_memory=True) if step == 1 else nullcontext():
+                    model(torch.ones(4, 10)).sum().backward()
+                    optimizer.step()
+    capture = memlens.load(folder)
+    assert capture.rank(0).coverage.blind_ns > 0
+    return capture
+
+
+ALL_RUNS = {**RUNS, "flat": flat_run, "paused": paused_run}
+
+
+@pytest.fixture(scope="module", params=ALL_RUNS)
 def capture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Capture:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    return flat_run(folder) if request.param == "flat" else RUNS[request.param](folder)
+    return ALL_RUNS[request.param](tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +196,21 @@ def test_every_block_is_there_as_the_capture_tells_it(capture: Capture, folder: 
 
 def test_parts_are_the_blocks_parts(capture: Capture, folder: Path) -> None:
     con = opened(folder)
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    for block, *part in rows(
+        con, "SELECT block, name, module, offset_bytes, size_bytes FROM parts ORDER BY block, part"
+    ):
+        found.setdefault(block, []).append(tuple(part))
     first = 0
     for rank in capture.ranks:
         for number in range(len(rank.blocks.first)):
             told = rank.allocation(number)
-            found = rows(
-                con,
-                "SELECT name, module, offset_bytes, size_bytes FROM parts "
-                f"WHERE block = {first + number} ORDER BY part",
-            )
-            assert found == [
+            assert found.pop(first + number, []) == [
                 (part.name, part.module or told.module, part.offset_bytes, part.size_bytes)
                 for part in told.parts
             ]
         first += len(rank.blocks.first)
+    assert not found
     different = rows(
         con,
         "SELECT count(*) FROM blocks LEFT JOIN (SELECT block, sum(size_bytes) AS size FROM parts "
@@ -359,6 +379,20 @@ def test_a_name_that_means_something_everywhere_comes_back(tmp_path: Path) -> No
     folder = export(capture, "csv", tmp_path / "csv")
     assert pd.read_csv(folder / "blocks.csv").iloc[0]["name"] == HOSTILE
     assert rows(opened(folder), "SELECT DISTINCT name FROM blocks WHERE name != ''") == [(HOSTILE,)]
+
+
+def test_tables_of_several_runs_are_one_query(tmp_path: Path) -> None:
+    """As `columns.md` says."""
+    peaks = []
+    for name in ("a", "b"):
+        capture = RUNS["cpu" if name == "a" else "stepless"](tmp_path / name)
+        export(capture, "parquet")
+        peaks += [(name, rank.peak().allocated_bytes) for rank in capture.ranks]
+    query = re.search(r"`(FROM read_parquet.*?)`", columns_markdown())
+    assert query is not None
+    found = duckdb.connect().execute(query[1].replace("'*", f"'{tmp_path}/*")).fetchall()
+    names = [Path(str(row[-1])).parts[-3] for row in found]
+    assert sorted(names) == sorted(name for name, _ in peaks)
 
 
 # -- size, portions, broken ranks, the command -------------------------------------------------

@@ -108,8 +108,9 @@ def _all_ranks(library: Library, run: str) -> Json:
 def _notes(ranks: list[Json], all_ranks: int) -> Iterator[str]:
     """What this file does not hold, in sentences."""
     if all_ranks > len(ranks):
+        peaks = "peaks" if len(ranks) > 1 else "peak"
         yield (
-            f"This file holds the {len(ranks)} ranks with the highest peaks of {all_ranks:,}; "
+            f"This file holds the {len(ranks)} of {all_ranks:,} ranks with the highest {peaks}; "
             "the view Ranks shows all."
         )
     if not all(rank["curve"]["exact"] for rank in ranks):

@@ -137,9 +137,16 @@ def draw_timeline(
         _draw_reserved(axes, reserved, start_ns, time, end, unit_bytes)
     _mark_steps(axes, timeline, start_ns, time, step_labels)
     if len(when):
-        _mark_peak(axes, peak, (peak.time_ns - start_ns) / time.ns, end, unit_bytes)
+        above = 0 if reserved is None else int(reserved[1].max(initial=0))
+        _mark_peak(axes, peak, (peak.time_ns - start_ns) / time.ns, end, unit_bytes, above)
     axes.set_title(
-        title, loc="left", color=INK, fontsize=9.5, fontweight="bold", parse_math=False, pad=16
+        title if reserved is None else f"{title} (line: reserved)",
+        loc="left",
+        color=INK,
+        fontsize=9.5,
+        fontweight="bold",
+        parse_math=False,
+        pad=16,
     )
 
 
@@ -173,16 +180,6 @@ def _draw_reserved(
     since = np.append((since_ns - start_ns) / time.ns, end)
     held = np.append(size, size[-1:]) / unit_bytes
     axes.step(since[: len(held)], held, where="post", color=INK, linewidth=0.9)
-    if len(size):
-        axes.annotate(
-            "reserved",
-            (end, held[-1]),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=INK,
-        )
 
 
 def _mark_steps(axes: Axes, timeline: Timeline, start_ns: int, time: TimeUnit, labels: int) -> None:
@@ -202,13 +199,16 @@ def _mark_steps(axes: Axes, timeline: Timeline, start_ns: int, time: TimeUnit, l
         )
 
 
-def _mark_peak(axes: Axes, peak: Peak, at: float, end: float, unit_bytes: int) -> None:
+def _mark_peak(
+    axes: Axes, peak: Peak, at: float, end: float, unit_bytes: int, above_bytes: int
+) -> None:
+    """Name it above all that is drawn."""
     height = peak.allocated_bytes / unit_bytes
     late = at > end / 2
     axes.plot([at], [height], marker="o", markersize=4, color=INK, clip_on=False)
     axes.annotate(
         f"peak {format_bytes(peak.allocated_bytes)}, step {peak.step}, {peak.phase.value}",
-        (at, height),
+        (at, max(height, above_bytes / unit_bytes)),
         xytext=(-6 if late else 6, 6),
         textcoords="offset points",
         ha="right" if late else "left",

@@ -260,7 +260,9 @@ _INTRODUCTION = """\
 bytes, times are nanoseconds: `_ns` since the Unix epoch, `_elapsed_ns` since the first event of the
 rank. `rank`, `launch` and `device` together are the key of a rank. Where the last column is empty
 there is always a value: a text that is not known is empty, not missing. (In CSV a missing value is
-an empty field, and an empty text is `""`.)"""
+an empty field, and an empty text is `""`.)
+
+Several runs are one query in DuckDB: `FROM read_parquet('*/parquet/ranks.parquet', filename=true)`."""
 
 
 def columns_markdown() -> str:
