@@ -100,9 +100,9 @@ def _sorted(rank: OpenedRank, rows: Array, order: str, *, descending: bool) -> A
     blocks, place = rank.blocks, rank.attribution.segment[rows]
     if order in _TEXTS and len(rows):
         texts, which = _texts(rank, rows, order)
-        position = np.empty(len(texts), np.int64)
-        position[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
-        key = position[which]
+        # Several stacks may have the same op: equal texts have to be equals.
+        place = {text: number for number, text in enumerate(sorted(set(texts)))}
+        key = np.array([place[text] for text in texts], np.int64)[which]
     elif order == "category":
         stacking = [CATEGORY_KEYS.index(series.key) for series in CATEGORY_SERIES]
         key = np.argsort(stacking)[rank.attribution.category[rows]]
