@@ -73,7 +73,7 @@ def test_a_run_that_is_still_written(tmp_path: Path) -> None:
             assert "Traceback" not in tab.log
     finally:
         job.kill()
-        job.wait()
+        job.communicate()
 
 
 # -- memlens view --------------------------------------------------------------------------------
@@ -109,27 +109,26 @@ def view(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_view_shows_runs_until_it_is_interrupted(
     runs: Path, shown: list[str], keys: list[str]
 ) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "memlens", "view", "--port", "0", *shown],
         cwd=runs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**clean_environment(), "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#memlens", address), process.communicate()
-        assert found_at(address) == keys
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert process.stdout.read().strip() == "(Ctrl-C ends it)"
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            address = process.stdout.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#memlens", address)
+            assert found_at(address) == keys
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert process.stdout.read().strip() == "(Ctrl-C ends it)"
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def found_at(address: str) -> list[str]:

@@ -19,6 +19,7 @@ from memlens.web import library as library_module
 from memlens.web import scan
 from memlens.web.library import Library
 from memlens.web.opened import OpenedRank
+from memlens.web.questions import answer
 from memlens.web.scan import Folder
 
 
@@ -95,6 +96,17 @@ def test_what_runs_tells(pages: Pages) -> None:
     assert [series["key"] for series in answer["series"]][:2] == ["weight", "master_weight"]
 
 
+def test_runs_of_the_same_name_in_several_places(runs: Path) -> None:
+    library = Library([Folder(runs), Folder(runs / "long"), Folder(runs, "named"), Folder(runs)])
+    library.search(wait=True)
+    assert library.keys() == [
+        "inner/short", "inner/short (2)", "long", "long (2)", "long (3)", "named/inner/short",
+        "named/long",
+    ]  # fmt: skip
+    for key in library.keys():  # noqa: SIM118 - it is no dict
+        assert library.rank(key, "0").rank.rank == 0
+
+
 # -- damage --------------------------------------------------------------------------------------
 
 
@@ -151,6 +163,30 @@ def test_a_fault_of_ours_is_one_sentence(
     assert "the question timeline failed" in caplog.text
 
 
+def test_a_damaged_rank_is_read_once(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs / "inner" / "short", tmp_path / "run")
+    events = tmp_path / "run" / "rank-00000" / "events.arrow"
+    content = events.read_bytes()
+    events.write_bytes(content[:-3_000])
+    monkeypatch.setattr(library_module, "LOOK_EVERY_S", 0.05)
+    pages = Pages(tmp_path)
+    error = pages.ask("timeline", 422, run="run", rank=0)["error"]
+    reads: list[int] = []
+
+    def counted(rank: Any) -> OpenedRank:
+        reads.append(rank.rank)
+        return OpenedRank(rank)
+
+    monkeypatch.setattr(library_module, "OpenedRank", counted)
+    assert pages.ask("alive", 422, run="run", rank=0)["error"] == error
+    assert reads == []
+    events.write_bytes(content)  # somebody has copied it again
+    until(lambda: bool(answer(pages.library, "steps", {"run": "run", "rank": "0"})[0] == 200))
+    assert reads == [0]
+
+
 # -- in memory -----------------------------------------------------------------------------------
 
 
@@ -190,6 +226,16 @@ def test_ranks_leave_memory_the_oldest_first(runs: Path) -> None:
     assert library.rank("long", "0") is not first
 
 
+def test_so_many_ranks_over_each_other_as_fit(runs: Path) -> None:
+    pages = Pages(runs, budget_bytes=100 * 65_000)
+    pages.library.run("long")
+    answer = pages.ask("overlay", run="long")
+    assert [each["key"] for each in answer["ranks"]] == ["0"]
+    assert answer["left_out"] == 1
+    both = pages.ask("overlay", run="long", ranks="0,1")  # who asks for them gets them, but slowly
+    assert [each["key"] for each in both["ranks"]] == ["0", "1"]
+
+
 def test_a_run_that_grows_is_read_again(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,8 +252,8 @@ def test_a_run_that_grows_is_read_again(
     make_capture(tmp_path / "run", events=18_000, ranks=1)
 
     def has_grown() -> bool:
-        answer = pages.ask("timeline", run="run", rank=0)
-        return bool(answer["span"][1] > before["span"][1])
+        now = pages.ask("timeline", run="run", rank=0)
+        return bool(now["span"][1] > before["span"][1])
 
     until(has_grown)
     until(lambda: bool(pages.ask("runs")["runs"][0]["state"] == "finished"))

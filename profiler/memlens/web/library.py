@@ -34,6 +34,8 @@ _LOADS_BETWEEN = 10
 """A run that takes a second to read is read again after ten, at the earliest."""
 _BYTES_PER_EVENT = 200
 """Needed at most while a rank is read."""
+_KEPT_BYTES_PER_EVENT = 100
+"""About what `OpenedRank.size_bytes` comes to."""
 _EVENTS_PER_BYTE = 0.35
 """On disk, where a rank that is still written does not say how many it has."""
 _MOST_OF_FREE = 0.8
@@ -96,6 +98,8 @@ class Library:
         self._wanted: set[str] = set()
         """Runs of which more than the headers was asked for."""
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._failed: dict[tuple[str, str], tuple[Signature, CaptureError]] = {}
+        """Ranks that can not be read, as their files were then."""
         self._loading: dict[tuple[str, str], threading.Lock] = {}
         self.notes: dict[str, object] = {}
         """What views keep of a run between questions, by its key."""
@@ -133,6 +137,7 @@ class Library:
         try:
             begun = monotonic()
             found = [(place, place.find()) for place in self._places]
+            _tell_apart([each.runs for _, each in found])
             with self._lock:
                 self._found = found
                 # A search that takes long is not made all the time.
@@ -210,15 +215,33 @@ class Library:
                     self._kept.move_to_end(key)
                     return kept.opened
                 self._kept.pop(key, None)  # gone before the new one comes
+                failed = self._failed.get(key)
             del kept
+            if failed is not None and failed[0] == opened.signature:
+                raise failed[1]
             begun = monotonic()
-            # A copy: what the run's own ranks read is never kept there.
-            found = _read(copy.deepcopy(opened.ranks[rank]))
+            try:
+                # A copy: what the run's own ranks read is never kept there.
+                found = _read(copy.deepcopy(opened.ranks[rank]))
+            except CaptureError as error:
+                self._failed[key] = opened.signature, error
+                raise
             done = monotonic()
             with self._lock:
                 self._kept[key] = _Kept(found, opened.signature, done, done - begun)
                 self._make_room()
             return found
+
+    def fitting(self, run: OpenedRun, most: int) -> list[str]:
+        """The first ranks of a run, so many as fit into memory together; one at least."""
+        found: list[str] = []
+        room_bytes = self._budget_bytes
+        for key, rank in list(run.ranks.items())[:most]:
+            room_bytes -= _events_of(rank) * _KEPT_BYTES_PER_EVENT
+            if found and room_bytes < 0:
+                break
+            found.append(key)
+        return found
 
     def _make_room(self) -> None:
         held = sum(kept.opened.size_bytes for kept in self._kept.values())
@@ -230,6 +253,18 @@ class Library:
         """One for each thing that is to be worked out once only."""
         with self._lock:
             return self._loading.setdefault((run, rank), threading.Lock())
+
+
+def _tell_apart(places: Sequence[dict[str, str]]) -> None:
+    """Give runs of several places keys of their own."""
+    seen: set[str] = set()
+    for runs in places:
+        for key in [key for key in runs if key in seen]:
+            number = 2
+            while f"{key} ({number})" in seen:
+                number += 1
+            runs[f"{key} ({number})"] = runs.pop(key)
+        seen.update(runs)
 
 
 def _is_stale(kept: _Kept, signature: Signature) -> bool:
@@ -249,9 +284,14 @@ def _signature(folder: Path) -> Signature:
     return frozenset(found)
 
 
-def _read(rank: RankCapture) -> OpenedRank:
+def _events_of(rank: RankCapture) -> int:
+    """About how many a rank has; its streams are not read."""
     promised = rank.header.get("device_events")
-    events = sum(promised) if promised else int(rank.size_bytes_on_disk * _EVENTS_PER_BYTE)
+    return sum(promised) if promised else int(rank.size_bytes_on_disk * _EVENTS_PER_BYTE)
+
+
+def _read(rank: RankCapture) -> OpenedRank:
+    events = _events_of(rank)
     needed, free = events * _BYTES_PER_EVENT, _free_bytes()
     too_large = (
         f"rank {rank.rank} has {events:,} events, more than fit into this machine's memory; "

@@ -17,7 +17,7 @@ MOST_RANKS = 16
 
 def overlay(library: Library, run: OpenedRun, asked: Parameters) -> Json:
     """Levels of some ranks; times count from the earliest first event of those."""
-    keys = asked.words("ranks", MOST_RANKS) or list(run.ranks)[:MOST_RANKS]
+    keys = asked.words("ranks", MOST_RANKS) or library.fitting(run, MOST_RANKS)
     opened = {key: library.rank(run.key, key) for key in keys}
     ranks = {key: rank for key, rank in opened.items() if rank.pyramid.count}
     if not ranks:
@@ -32,6 +32,7 @@ def overlay(library: Library, run: OpenedRun, asked: Parameters) -> Json:
         "from": low,
         "to": high,
         "origin_ns": str(origin_ns),
+        "left_out": len(run.ranks) - len(ranks),
         "ranks": [
             {
                 "key": key,
