@@ -34,7 +34,7 @@ LAYERS = (
     {"rank"},
     {"capture"},
     {"across"},
-    {"recording", "sources", "observers", "adapters", "simulation"},
+    {"recording", "sources", "observers", "adapters", "simulation", "live"},
     {"variants"},
     {"importing", "launch", "report"},
     {"exporters", "doctor", "web"},

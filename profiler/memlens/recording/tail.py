@@ -21,7 +21,7 @@ from memlens.disk.writer import make_batch
 from memlens.events import Action, MarkKind
 from memlens.recording.held import Sink
 
-__all__ = ["Tail"]
+__all__ = ["Tail", "segments_at"]
 
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
@@ -136,7 +136,7 @@ def _alive(history: DeviceHistory, cut_ns: int) -> Array:
 def _events(history: DeviceHistory, cut_ns: int) -> Columns:
     """Segments and blocks at the cut as a census, and the events from there on."""
     alive, blocks = _alive(history, cut_ns), history.blocks
-    pieces = _segments(history.events, cut_ns)
+    pieces = segments_at(history.events, cut_ns)
     count = len(pieces) + len(alive)
     size = np.append([end - start for start, end in pieces], blocks.size_bytes[alive])
     census = {
@@ -160,7 +160,7 @@ def _events(history: DeviceHistory, cut_ns: int) -> Columns:
     }
 
 
-def _segments(events: Columns, cut_ns: int) -> list[tuple[int, int]]:
+def segments_at(events: Columns, cut_ns: int) -> list[tuple[int, int]]:
     """What the allocator holds of the device at the cut: (start, end) of each piece."""
     older = events["time_ns"] < cut_ns
     rows = np.flatnonzero(older & np.isin(events["action"], [*_GROWS, *_SHRINKS]))

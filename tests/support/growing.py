@@ -1,0 +1,83 @@
+"""A finished capture that grows once more before the eyes of a reader, batch by batch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from memlens.disk.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, read_json, write_json
+
+__all__ = ["drains", "grow"]
+
+
+def drains(rank_folder: Path) -> Iterator[dict[str, int]]:
+    """How long each stream was whenever a batch of events had been written."""
+    written: list[tuple[int, int, str, int]] = []
+    lengths = {}
+    for table in SCHEMAS:
+        data = (rank_folder / f"{table}.arrow").read_bytes()
+        reader = pa.BufferReader(data)
+        places = _places(data)
+        while True:
+            try:
+                message = pa.ipc.read_message(reader)
+            except EOFError:
+                break
+            if message.type == "record batch":
+                place, rows = next(places)
+                written.append((place, rows, table, reader.tell()))
+            else:
+                lengths[table] = reader.tell()
+    for _, _, table, end in sorted(written):
+        lengths[table] = end
+        if table == "events":
+            yield dict(lengths)
+    yield {table: (rank_folder / f"{table}.arrow").stat().st_size for table in SCHEMAS}
+
+
+def _places(data: bytes) -> Iterator[tuple[int, int]]:
+    with pa.ipc.open_stream(data) as reader:
+        while True:
+            try:
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+            except StopIteration:
+                return
+            assert metadata[CHECKSUM_KEY]
+            yield int(metadata[PLACE_KEY]), batch.num_rows
+
+
+def grow(run: Path, copy: Path, every: int = 1) -> Iterator[Path]:
+    """Write `copy` in the steps in which `run` (of one rank) was written; yields the rank's folder.
+
+    Args:
+        run: a finished capture.
+        copy: where it grows.
+        every: yield after so many batches of events.
+    """
+    (rank,) = (path.parent for path in run.glob(f"*/{RANK_FILE}"))
+    header, _ = read_json(rank / RANK_FILE)
+    target = copy / rank.name
+    target.mkdir(parents=True)
+    shutil.copy(run / "run.json", copy / "run.json")
+    open_header = {
+        name: value
+        for name, value in header.items()
+        if name not in ("rows", "device_events", "ended_ns")
+    }
+    write_json(target / RANK_FILE, {**open_header, "closed": False})
+    states = list(drains(rank))
+    before = dict.fromkeys(SCHEMAS, 0)
+    for number, lengths in enumerate(states, 1):
+        for table, length in lengths.items():
+            data = (rank / f"{table}.arrow").read_bytes()
+            with open(target / f"{table}.arrow", "ab") as file:
+                file.write(data[before[table] : length])
+        before = lengths
+        last = number == len(states)
+        if last:
+            write_json(target / RANK_FILE, header)
+        if last or number % every == 0:
+            yield target
