@@ -179,7 +179,9 @@ def test_all_ranks(tab: MemoryTab, logdir: Path) -> None:
 def test_several_folders_and_another_file_system(logdir: Path, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     spec = f"one:{logdir / 'good'},two:{logdir / 'memlens-runs'},file://{logdir / 'memlens-runs'}"
-    with memory_tab("--logdir_spec", spec, log=tmp_path / "log") as tab:
+    with memory_tab(
+        "--logdir_spec", spec, log=tmp_path / "log", XDG_CACHE_HOME=str(tmp_path)
+    ) as tab:
         assert [run["run"] for run in tab.ask("runs")["runs"]] == ["inner", "one", "two/inner"]
         levels = [tab.ask("timeline", run=run, rank=1)["allocated"] for run in ("inner", "one")]
         assert levels[0] == levels[1] == tab.ask("timeline", run="two/inner", rank=1)["allocated"]
@@ -189,7 +191,9 @@ def test_several_folders_and_another_file_system(logdir: Path, tmp_path: Path) -
 
 def test_a_logdir_behind_a_url_that_is_a_run(logdir: Path, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
-    with memory_tab("--logdir", f"file://{logdir / 'good'}", log=tmp_path / "log") as tab:
+    with memory_tab(
+        "--logdir", f"file://{logdir / 'good'}", log=tmp_path / "log", XDG_CACHE_HOME=str(tmp_path)
+    ) as tab:
         assert [run["run"] for run in tab.ask("runs")["runs"]] == ["good"]
         tab.ask("steps", run="good", rank=0)
 

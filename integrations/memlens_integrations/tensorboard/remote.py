@@ -1,14 +1,15 @@
 """A logdir behind a URL, read through TensorBoard's own file layer (`s3://`, `gs://`, fsspec).
 
-Runs are looked for there, and copied into a folder of this process when somebody asks about them: their
-headers first, and their streams when a rank is opened. What has not changed is not copied again.
+Runs are looked for there, and copied into a cache when somebody asks about them: their headers first, and
+their streams when a rank is opened. What has not changed is not copied again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,6 @@ class RemoteFolder:
     def __init__(self, url: str, name: str = "") -> None:
         self._url = url.rstrip("/")
         self._name = name
-        self._copies = tempfile.TemporaryDirectory(prefix="memlens-remote-")
-        """Removed when the process ends."""
 
     def find(self) -> Found:
         """Look through the folders, breadth first."""
@@ -82,7 +81,7 @@ class RemoteFolder:
         Raises:
             CaptureError: it can not be read.
         """
-        folder = Path(self._copies.name) / hashlib.sha256(where.encode()).hexdigest()[:16]
+        folder = _cache() / hashlib.sha256(where.encode()).hexdigest()[:16]
         # The run is called after its folder.
         folder /= re.sub(r"[^A-Za-z0-9_.-]+", "-", where.rpartition("/")[2]).lstrip(".") or "run"
         try:
@@ -99,18 +98,30 @@ def _bring_rank(url: str, folder: Path, *, whole: bool) -> None:
     names = {name.strip("/") for name in _files().listdir(url)}
     if RANK_FILE not in names:
         return
+    before = _owner(folder)
     _copy(url, folder, RANK_FILE)
+    if before not in (None, _owner(folder)):  # another process has recorded under the same name
+        for name in _STREAMS:
+            (folder / name).unlink(missing_ok=True)
     if whole:
         for name in sorted(names):
             if name in _STREAMS or re.fullmatch(r"oom[\w-]*\.json", name):
                 _copy(url, folder, name)
 
 
+def _owner(folder: Path) -> object:
+    """Who recorded what was copied; None: nothing was."""
+    try:
+        return dict(json.loads((folder / RANK_FILE).read_bytes())).get("id")
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _copy(url: str, folder: Path, name: str) -> None:
     """Copy a file, unless a copy of the same length is there: streams only ever grow."""
     source, target = f"{url}/{name}", folder / name
     if (
-        name.endswith(".arrow")
+        name in _STREAMS
         and target.exists()
         and _files().stat(source).length == target.stat().st_size
     ):
@@ -120,9 +131,14 @@ def _copy(url: str, folder: Path, name: str) -> None:
         content = file.read()
     if target.exists() and target.read_bytes() == content:
         return  # its time of change tells whether it is to be read again
-    partial = target.with_name(f".{name}.partial")
+    partial = target.with_name(f".{name}.{os.urandom(6).hex()}")
     partial.write_bytes(content)
     partial.replace(target)
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "memlens" / "tensorboard"
 
 
 def _files() -> Any:
