@@ -24,13 +24,16 @@ def history(seed: int, events: int, burst: int = 1) -> tuple[Lifetimes, Array, A
     random = np.random.default_rng(seed)
     time = np.cumsum(random.integers(0, 5, events) ** burst) + 1_750_000_000_000_000_000
     delta = np.zeros((events, len(Category)), np.int64)
-    first, last, size, category = [], [], [], []
+    first: list[int] = []
+    last: list[int] = []
+    size: list[int] = []
+    category: list[int] = []
     alive: list[int] = []
     for event in range(events):
         if alive and random.random() < 0.48:
             # Some events end several blocks, as the end of a recording does.
             for _ in range(1 if random.random() < 0.98 else len(alive)):
-                block = alive.pop(random.integers(len(alive)))
+                block = alive.pop(int(random.integers(len(alive))))
                 last[block] = event
                 delta[event, category[block]] -= size[block]
         else:

@@ -18,7 +18,7 @@ from memlens.analysis.diff import diff
 from memlens.capture import RankCapture
 from memlens.palette import CATEGORY_SERIES
 
-LONG = {"run": "long", "rank": 0}
+LONG: dict[str, Any] = {"run": "long", "rank": 0}
 
 
 def present(categories: Any) -> dict[str, int]:
@@ -107,13 +107,16 @@ def test_filter_and_search(pages: Pages, rank: RankCapture) -> None:
     rows = all_rows(pages)
     weights = all_rows(pages, category="weight")
     assert weights == [row for row in rows if row["category"] == "weight"] != []
-    for text, hits in {
-        "LAYERS.7.": lambda row: "layers.7." in row["module"] or "layers.7." in row["name"],
-        "exp_avg of": lambda row: "exp_avg of" in row["name"],
-        "optimizer state": lambda row: row["category"] == "optimizer_state",
+    for text, columns in {
+        "LAYERS.7.": ("module", "name"),
+        "exp_avg of": ("name",),
+        "optimizer_STATE": ("category",),
     }.items():
         found = all_rows(pages, search=text)
-        assert {row["row"] for row in found} >= {row["row"] for row in rows if hits(row)} != set()
+        hits = {
+            row["row"] for row in rows if any(text.lower() in row[column] for column in columns)
+        }
+        assert {row["row"] for row in found} >= hits != set()
         assert 0 < len(found) < len(rows)
     assert all_rows(pages, search="act_67_3 /home/ada")  # in the middle of a stack
     nothing = pages.ask("alive", **LONG, search="no such text")

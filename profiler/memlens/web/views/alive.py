@@ -79,16 +79,12 @@ def _search(rank: OpenedRank, rows: Array, wanted: str) -> Array:
     """Those with a text in their name, module, category or stack (which holds the op)."""
     if not wanted or not len(rows):
         return rows
-    kinds = [
-        wanted in f"{key} {series.label}".casefold()
-        for key, series in ((each.key, each) for each in CATEGORY_SERIES)
-    ]
-    known = {
-        CATEGORY_KEYS.index(series.key): hit
-        for series, hit in zip(CATEGORY_SERIES, kinds, strict=True)
+    kinds = {
+        CATEGORY_KEYS.index(series.key): wanted in f"{series.key} {series.label}".casefold()
+        for series in CATEGORY_SERIES
     }
-    hits = np.array([known[number] for number in range(len(CATEGORY_KEYS))])
-    found = hits[rank.attribution.category[rows]]
+    hits = np.array([kinds[number] for number in range(len(CATEGORY_KEYS))])
+    found: Array = hits[rank.attribution.category[rows]]
     for what in ("name", "module", "stack"):
         texts, which = _texts(rank, rows, what)
         found |= np.array([wanted in text.casefold() for text in texts])[which]
