@@ -62,7 +62,7 @@ def _stack(block: Allocation) -> str:
 
 
 def _texts(rank: OpenedRank, rows: Array, what: str) -> tuple[list[str], Array]:
-    """A column of texts: the different ones, and for each row which."""
+    """A column of texts: the different ones, and which of them each row has."""
     numbers, text_of = _TEXTS[what]
     return rank.texts(what, rows, numbers(rank)[rows], text_of)
 
@@ -97,8 +97,8 @@ def _sorted(rank: OpenedRank, rows: Array, order: str, *, descending: bool) -> A
     if order in _TEXTS and len(rows):
         texts, which = _texts(rank, rows, order)
         # Several stacks may have the same op: equal texts have to be equals.
-        place = {text: number for number, text in enumerate(sorted(set(texts)))}
-        key = np.array([place[text] for text in texts], np.int64)[which]
+        position = {text: number for number, text in enumerate(sorted(set(texts)))}
+        key = np.array([position[text] for text in texts], np.int64)[which]
     elif order == "category":
         stacking = [CATEGORY_KEYS.index(series.key) for series in CATEGORY_SERIES]
         key = np.argsort(stacking)[rank.attribution.category[rows]]
