@@ -118,8 +118,8 @@ def test_the_heat_map_of_ranks(show: Show, logdir: Path) -> None:
     dark, light = page.evaluate(
         """() => {
             const canvas = document.querySelector("canvas.heat");
-            const pick = (y) => canvas.getContext("2d").getImageData(canvas.width - 12, y, 1, 1).data[0];
-            return [pick(4), pick(31)];
+            const pixels = canvas.getContext("2d").getImageData(canvas.width - 12, 0, 1, 40).data;
+            return [pixels[4 * 4], pixels[4 * 31]];
         }"""
     )
     assert dark < light

@@ -76,6 +76,11 @@ def rank_columns(rank: OpenedRank, key: str, origin_ns: int, most_blocks: int) -
         },
         "capacity_bytes": rank.capacity_bytes,
         "curve": _curve(rank),
+        "step_changes": [[0, 0]]
+        + [
+            [step, when - rank.origin_ns]
+            for step, when in sorted(rank.segments.step_start_ns.items())
+        ],
         "step_starts": [[step, when - rank.origin_ns] for step, when in rank.step_starts],
         "phases": [
             [max(when - rank.origin_ns, 0), PHASES[which].value]

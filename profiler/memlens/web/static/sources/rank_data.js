@@ -77,7 +77,7 @@ export class RankData {
   place(time) {
     const { told } = this;
     if (time === told.peak.time) return { step: told.peak.step, phase: told.peak.phase, module: told.peak.module };
-    return { step: lastBefore(told.step_starts, time, 1)?.[0] ?? 0, phase: lastBefore(told.phases, time, 0)?.[1] ?? "", module: "" };
+    return { step: lastBefore(told.step_changes, time, 1)?.[0] ?? 0, phase: lastBefore(told.phases, time, 0)?.[1] ?? "", module: "" };
   }
 
   allocatedAt(time) {
