@@ -18,7 +18,8 @@ MOST_S = 10.0
 WAIT_FOR_ZOOM = """(before) => new Promise((done) => {
     const view = document.querySelector(".view-timeline");
     const begun = performance.now();
-    const look = () => view.dataset.shown !== before ? done(performance.now() - begun) : requestAnimationFrame(look);
+    const look = () => view.dataset.shown !== before
+        ? done(performance.now() - begun) : requestAnimationFrame(look);
     document.querySelector(".buttons button[aria-label^='Zoom in']").click();
     look();
 })"""

@@ -98,7 +98,8 @@ export class App {
     const now = this.run();
     if (!this.view || before?.run !== now?.run || Boolean(before?.error) !== Boolean(now?.error)
       || before?.ranks.length !== now?.ranks.length) return this.showView();
-    if (extent(before) !== extent(now)) {
+    // While a job runs, how much it has recorded is not told; nor once it was killed.
+    if (now.state !== "finished" || extent(before) !== extent(now)) {
       this.source.forget?.();
       this.view.refresh?.();
     }

@@ -65,9 +65,14 @@ export class AliveTable {
     try {
       answer = await busy(this.node, this.context.source.ask("alive", parameters));
     } catch (error) {
+      this.told = null;
       fill(this.body);
       return void fill(this.message, notice("The list cannot be shown", error.message, "error"));
     }
+    // A run that is still written is asked about again and again; what is the same stays as it is.
+    const told = JSON.stringify([answer, parameters]);
+    if (told === this.told) return;
+    this.told = told;
     fill(this.message);
     this.show(answer, parameters);
   }
