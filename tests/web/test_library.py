@@ -21,6 +21,7 @@ from memlens.web.library import Library
 from memlens.web.opened import OpenedRank
 from memlens.web.questions import answer
 from memlens.web.scan import Folder
+from memlens.web.views import ranks as ranks_view
 
 
 def keys(folder: Path, name: str = "") -> list[str]:
@@ -241,9 +242,12 @@ def test_a_run_that_grows_is_read_again(
 ) -> None:
     monkeypatch.setattr(library_module, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(library_module, "RELOAD_AFTER_S", 0.1)
+    monkeypatch.setattr(ranks_view, "AGAIN_AFTER_S", 0.1)
     monkeypatch.setattr(library_module, "SCAN_EVERY_S", 0.05)
     make_capture(tmp_path / "run", events=9_000, ranks=1, close=False)
     pages = Pages(tmp_path)
+    until(lambda: bool(pages.ask("ranks", run="run")["ready"]))
+    [low] = pages.ask("ranks", run="run")["ranks"]
     [run] = pages.ask("runs")["runs"]
     assert run["state"] == "died"  # its header names no process
     assert run["ranks"][0]["events"] is None
@@ -257,7 +261,13 @@ def test_a_run_that_grows_is_read_again(
 
     until(has_grown)
     until(lambda: bool(pages.ask("runs")["runs"][0]["state"] == "finished"))
-    until(lambda: bool(pages.ask("ranks", run="run")["ready"]))
+
+    def ranks_have_grown() -> bool:
+        now = pages.ask("ranks", run="run")
+        assert now["ready"]  # what was known is answered until more is
+        return len(now["ranks"][0]["steps"]) > len(low["steps"])
+
+    until(ranks_have_grown)
     make_capture(tmp_path / "later", events=9_000, ranks=1)
     until(lambda: len(pages.ask("runs")["runs"]) == 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -92,6 +93,23 @@ def test_very_many_modules(tmp_path: Path) -> None:
     for name in ("timeline", "lifetimes", "steps"):
         pages.ask(name, run="run", rank=0)
     pages.ask("alive", run="run", rank=0, limit=200)
+
+
+def test_very_many_ranks_and_runs(tmp_path: Path) -> None:
+    make_capture(tmp_path / "first", events=1, ranks=1, layers=1)
+    rank = tmp_path / "first" / "rank-00000"
+    header = read_json(rank / RANK_FILE)[0]
+    for number in range(1, 1_500):
+        folder = rank.with_name(f"rank-{number:05}")
+        folder.mkdir()
+        write_json(folder / RANK_FILE, {**header, "rank": number, "world_size": 1_500})
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    answer = Pages(tmp_path).ask("runs")
+    assert [run["run"] for run in answer["runs"]] == ["first", "second"]
+    assert answer["left_out"] == 0
+    for run in answer["runs"]:
+        assert len(run["ranks"]) > 500
+        assert len(run["ranks"]) + run["ranks_left_out"] == 1_500
 
 
 def test_answers_are_cut_until_they_fit() -> None:

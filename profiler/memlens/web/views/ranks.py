@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from time import monotonic
 
 from memlens.across.read import ask_ranks
 from memlens.errors import MemlensError
@@ -22,6 +23,9 @@ __all__ = ["PARAMETERS", "ranks"]
 
 PARAMETERS = ("offset", "limit")
 MOST_COLUMNS = 40
+AGAIN_AFTER_S = 5.0
+_READS_BETWEEN = 10
+"""Of a run that is still written, all ranks are read again after so many times as long as it took."""
 _PORTION = 64
 
 
@@ -44,7 +48,17 @@ class _Rows:
     opened: OpenedRun
     rows: dict[str, _Row | str] = field(default_factory=dict)
     """By key of the rank; a text says why one can not be read."""
-    done: bool = False
+    began_s: float = field(default_factory=monotonic)
+    ended_s: float | None = None
+    newer: _Rows | None = None
+    """The same of the run as it is by now, while that is worked out."""
+
+    def is_due(self, run: OpenedRun) -> bool:
+        """The run has changed since, and was not read all the time."""
+        if self.ended_s is None or self.opened.signature == run.signature:
+            return False
+        rest_s = max(AGAIN_AFTER_S, _READS_BETWEEN * (self.ended_s - self.began_s))
+        return monotonic() - self.ended_s > rest_s
 
 
 def ranks(library: Library, run: OpenedRun, asked: Parameters) -> Json:
@@ -60,7 +74,7 @@ def ranks(library: Library, run: OpenedRun, asked: Parameters) -> Json:
 
     def build(count: int) -> Json:
         return {
-            "ready": found.done,
+            "ready": found.ended_s is not None,
             "done": len(rows),
             "of": len(found.opened.ranks),
             "offset": offset,
@@ -105,12 +119,22 @@ def _thinned(steps: Mapping[int, int], columns: Sequence[Sequence[int]]) -> list
 
 
 def _rows(library: Library, run: OpenedRun) -> _Rows:
+    """What is known of a run; has it worked out where it is not, or not any more."""
     with library.lock_of(run.key, "all ranks"):
         found = library.notes.get(run.key)
-        if not isinstance(found, _Rows) or (found.done and found.opened.signature != run.signature):
-            found = library.notes[run.key] = _Rows(run)
-            threading.Thread(target=_work, args=(found,), name="memlens-ranks", daemon=True).start()
+        if not isinstance(found, _Rows):
+            found = library.notes[run.key] = _start(run)
+        if found.newer is not None and found.newer.ended_s is not None:
+            found = library.notes[run.key] = found.newer
+        if found.newer is None and found.is_due(run):
+            found.newer = _start(run)
         return found
+
+
+def _start(run: OpenedRun) -> _Rows:
+    found = _Rows(run)
+    threading.Thread(target=_work, args=(found,), name="memlens-ranks", daemon=True).start()
+    return found
 
 
 def _work(found: _Rows) -> None:
@@ -127,7 +151,7 @@ def _work(found: _Rows) -> None:
         for key in found.opened.ranks:
             found.rows.setdefault(key, f"internal error: {type(error).__name__}: {error}")
     finally:
-        found.done = True
+        found.ended_s = monotonic()
 
 
 def _ask(found: _Rows, portion: Mapping[str, RankCapture]) -> None:
