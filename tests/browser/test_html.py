@@ -104,7 +104,12 @@ def test_it_answers_as_the_server_does(opened: Any, tab: MemoryTab) -> None:
                         assert ours["stacks"][str(mine["stack"])] == frames
                     for key in ("time", "allocated_bytes", "count", "matching", "step", "phase"):
                         assert ours[key] == theirs[key], (key, asked)
-            for filters in ({"search": "LAYERS.3"}, {"category": "weight"}, {"search": "mlp_2"}):
+            searches: tuple[dict[str, Any], ...] = (
+                {"search": "LAYERS.3"},
+                {"category": "weight"},
+                {"search": "mlp_2"},
+            )
+            for filters in searches:
                 asked = {**about, **time, **filters}
                 assert ask("alive", **asked)["matching"] == tab.ask("alive", **asked)["matching"]
             ours, theirs = ask("modules", **about, **time), tab.ask("modules", **about, **time)
@@ -123,7 +128,12 @@ def test_it_answers_as_the_server_does(opened: Any, tab: MemoryTab) -> None:
     for mine, rank_there in zip(ours["ranks"], theirs["ranks"], strict=True):
         assert max(mine["allocated"]) == max(rank_there["allocated"])
         assert mine["shift"] == rank_there["shift"]
-    pair = {"run": "baseline", "rank": "0", "with_run": "baseline", "with_rank": "1"}
+    pair: dict[str, Any] = {
+        "run": "baseline",
+        "rank": "0",
+        "with_run": "baseline",
+        "with_rank": "1",
+    }
     ours, theirs = ask("difference", **pair), tab.ask("difference", **pair)
     assert ours["categories"] == theirs["categories"]
     assert by_module(ours) == by_module(theirs)
