@@ -46,7 +46,8 @@ def _of_class(cls: type | None, function: Any) -> Iterator[Any]:
         for owner in reversed(getattr(cls, "__mro__", ()))
         for name, value in vars(owner).items()
     }
-    waiting, seen = [function], set()
+    waiting = [function]
+    seen: set[str] = set()
     while waiting:
         code = getattr(waiting.pop(), "__code__", None)
         for name in _names(code) & attributes.keys() - seen if code else ():
