@@ -40,6 +40,7 @@ demo: setup ## profile a short training of a small Llama and print the report
 	    "To see more:" \
 	    "  the five names of the published charts:  $(BIN)/memlens report $$run --rollup" \
 	    "  everything, for programs:                $(BIN)/memlens report $$run --json" \
+	    "  the timeline, in a browser:              $(BIN)/memlens view $$run" \
 	    "  curves and pictures in TensorBoard:      $(BIN)/memlens export $$run --to tensorboard" \
 	    "  your own training, unchanged:            $(BIN)/memlens run your_script.py its arguments" \
 	    "  the same with other optimizers:          $(BIN)/memlens compare examples/language_model.py --optimizer adamw,adamw-r,lion" \

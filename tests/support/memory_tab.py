@@ -94,7 +94,12 @@ class MemoryTab:
 
 @contextmanager
 def memory_tab(
-    *arguments: str, log: Path, prefix: str = "", ready: bool = True, **environment: str
+    *arguments: str,
+    log: Path,
+    prefix: str = "",
+    ready: bool = True,
+    fast: bool = False,
+    **environment: str,
 ) -> Iterator[MemoryTab]:
     """Start TensorBoard as a user does.
 
@@ -103,12 +108,14 @@ def memory_tab(
         log: file for what it prints.
         prefix: for `--path_prefix`.
         ready: wait until it has looked for runs; else until it answers at all.
+        fast: let it start its other process, which reads event files, as it does by itself.
         environment: variables on top of ours.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", *arguments, "--load_fast=false"]
+    command = [sys.executable, "-m", "tensorboard.main", *arguments]
+    command += [] if fast else ["--load_fast=false"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     if prefix:
         command += ["--path_prefix", prefix]

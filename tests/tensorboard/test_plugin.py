@@ -176,6 +176,7 @@ def test_all_ranks(tab: MemoryTab, logdir: Path) -> None:
     assert [rank["peak_bytes"] for rank in tab.ask("ranks", run="good")["ranks"]] == peaks
 
 
+@pytest.mark.slow
 def test_several_folders_and_another_file_system(logdir: Path, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     spec = f"one:{logdir / 'good'},two:{logdir / 'memlens-runs'},file://{logdir / 'memlens-runs'}"
@@ -189,6 +190,7 @@ def test_several_folders_and_another_file_system(logdir: Path, tmp_path: Path) -
         assert "memlens" not in tab.log.lower()
 
 
+@pytest.mark.slow
 def test_a_logdir_behind_a_url_that_is_a_run(logdir: Path, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     with memory_tab(
@@ -198,9 +200,10 @@ def test_a_logdir_behind_a_url_that_is_a_run(logdir: Path, tmp_path: Path) -> No
         tab.ask("steps", run="good", rank=0)
 
 
+@pytest.mark.slow
 def test_nothing_to_show(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    with memory_tab("--logdir", str(tmp_path / "logs"), log=tmp_path / "log") as tab:
+    with memory_tab("--logdir", str(tmp_path / "logs"), log=tmp_path / "log", fast=True) as tab:
         assert tab.ask("runs")["runs"] == []
         assert not tab.get("/data/plugins_listing").json["memlens"]["enabled"]
         make_capture(tmp_path / "logs" / "run", events=9_000, ranks=1)
@@ -208,7 +211,14 @@ def test_nothing_to_show(tmp_path: Path) -> None:
         tab.ask("timeline", run="run", rank=0)
 
 
-@pytest.mark.parametrize("broken", ["memlens.web", "memlens", "memlens.disk.format"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "memlens.web",
+        pytest.param("memlens", marks=pytest.mark.slow),
+        pytest.param("memlens.disk.format", marks=pytest.mark.slow),
+    ],
+)
 def test_an_import_that_fails(logdir: Path, tmp_path: Path, broken: str) -> None:
     """TensorBoard goes on, and the tab says why it is empty."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -100,9 +100,9 @@ def view(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("shown", "keys"),
     [
-        (["a"], ["a"]),
-        (["."], ["a", "b"]),
-        (["a", "b"], ["a", "b"]),
+        pytest.param(["a"], ["a"], marks=pytest.mark.slow),
+        pytest.param(["."], ["a", "b"], marks=pytest.mark.slow),
+        pytest.param(["a", "b"], ["a", "b"], marks=pytest.mark.slow),
         (["a", ".", "b/../a"], ["a", "a-2", "memlens-runs/a", "memlens-runs/b"]),
     ],
 )
@@ -154,6 +154,7 @@ def test_view_of_what_is_not_there(runs: Path, tmp_path: Path) -> None:
     assert view().returncode == 2
 
 
+@pytest.mark.slow
 def test_view_at_a_port_that_is_taken(runs: Path, tmp_path: Path) -> None:
     with memory_tab("--logdir", str(runs), log=tmp_path / "log") as tab:
         result = view(str(runs), "--port", str(tab.port))
