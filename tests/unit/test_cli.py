@@ -29,7 +29,7 @@ HEAVY = {
 FROZEN_COMMANDS = {
     "run": {
         "--out", "--join", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device",
-        "--oom-only",
+        "--oom-only", "--live",
     },
     "import": {"--out"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},

@@ -36,7 +36,7 @@ LAYERS = (
     {"across"},
     {"recording", "sources", "observers", "adapters", "simulation", "live"},
     {"variants"},
-    {"importing", "launch", "report"},
+    {"importing", "launch", "report", "watching"},
     {"exporters", "doctor", "web"},
     {"comparing", "planning"},
     {"cli", "__main__"},

@@ -89,6 +89,12 @@ class _RunCommand(click.Command):
     default=None,
     help="Write nothing to disk unless CUDA memory runs out; then, what led to it.",
 )
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Show what the ranks hold while the job runs: below its output where stderr is a terminal, "
+    "else a line on stderr now and then.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -99,6 +105,7 @@ def command(
     stack_depth: int | None,
     device: str | None,
     oom_only: bool | None,
+    live: bool,
 ) -> None:
     """Profile a training job; the script is unchanged.
 
@@ -149,4 +156,9 @@ def command(
     environment = job_environment(run, options, main=job.is_script)
     if run.is_dir():  # with --oom-only there is none yet
         environment |= deepspeed_environment(words if literal else (), run, environment)
+    if live:
+        from memlens.watching.beside import look_on
+        from memlens.watching.look import look
+
+        look_on(run, look)
     become(job, environment)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise, takewhile
 from typing import TYPE_CHECKING
 
 from rich.style import Style
@@ -98,15 +98,18 @@ class Ink:
     def bar(self, amounts: Sequence[int], full: int, length: int, series: Sequence[Series]) -> Text:
         """One or several amounts end to end, as a line of up to `length` characters."""
         text = Text()
-        for cell in cells(amounts, full, length):
-            larger = cell.lower if cell.eighths >= 4 else cell.upper
+        line = cells(amounts, full, length)
+        inked = (cell.lower if cell.eighths >= 4 else cell.upper for cell in line)
+        for larger, run in groupby(takewhile(lambda index: index is not None, inked)):
             if larger is None:
                 break
+            width = len(list(run))
             if self.colour:
                 # A thin line keeps rows apart, where full blocks of equal rows melt into one.
-                text.append("━" if self.blocks else "#", style=_style(series[larger].colour, None))
+                sign = "━" if self.blocks else "#"
+                text.append(sign * width, style=_style(series[larger].colour, None))
             else:
-                text.append(series[larger].letter)
+                text.append(series[larger].letter * width)
         if not text and any(amounts):
             # A bar that is too short to draw still says "not nothing".
             text.append("╸" if self.blocks else ".", style="dim")
