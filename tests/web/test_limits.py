@@ -149,6 +149,18 @@ def test_reserved_memory_and_capacity(tmp_path: Path) -> None:
         expected.append(slack.reserved_bytes)
     assert answer["reserved"] == expected
     assert np.all(np.array(answer["reserved"]) >= answer["allocated"])
+    assert answer["exact"]
+    # Of fewer entries than there are events, none misses what was reserved meanwhile.
+    few = pages.ask("timeline", run="run", rank=0, points=10)
+    assert not few["exact"]
+    assert max(few["reserved"]) == rank.reserved_peak_bytes
+    for begin, end, most in zip(few["time"], few["time"][1:], few["reserved"], strict=False):
+        slacks = [
+            rank.slack_at(origin_ns + at)
+            for at in (begin, *answer["time"], end - 1)
+            if begin <= at < end
+        ]
+        assert most == max(slack.reserved_bytes for slack in slacks if slack is not None)
     assert answer["capacity_bytes"] is None
     header = next((tmp_path / "run").glob(f"*/{RANK_FILE}"))
     write_json(header, {**read_json(header)[0], "capacity_bytes": [24 << 30]})

@@ -101,12 +101,16 @@ class OpenedRank:
         """When what the allocator had taken from the device changed, and to how much."""
         return reserved_of(self.rank)
 
-    def reserved_at(self, time: Array) -> Array:
-        """What it had at some times since the first event."""
+    def reserved_over(self, time: Array, until: Array) -> Array:
+        """The most that it had from some times since the first event on, before others."""
         assert self.reserved is not None
         changed_ns, level = self.reserved
-        place = np.searchsorted(changed_ns, time + self.origin_ns, side="right")
-        found: Array = np.append(0, level)[place]
+        first = np.searchsorted(changed_ns, time + self.origin_ns, side="right")
+        last = np.searchsorted(changed_ns, until + self.origin_ns, side="left")
+        # Nothing at first; and one more behind the end, which the last stretch may name.
+        levels = np.concatenate([[0], level, [0]])
+        stretches = np.stack([first, np.maximum(first, last) + 1], axis=1).ravel()
+        found: Array = np.maximum.reduceat(levels, stretches)[::2]
         return found
 
     # -- moments -------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ function present(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }
 
+/** A dotted name or a path, which may be broken where its parts end. */
+export function breakable(text) {
+  return text.split(/(?<=[._/:])/).flatMap((part, at) => (at ? [el("wbr"), part] : [part]));
+}
+
 /** Put children in place of those that are there. */
 export function fill(node, ...children) {
   node.replaceChildren(...present(children));

@@ -2,10 +2,10 @@
 
 const LEAST_NS = 20;
 
-/** The window of a state within a span; without one, all of it. */
-export function windowOf(state, span) {
-  const from = state.get("from");
-  const to = state.get("to");
+/** The window of a state within a span; without one, all of it. Where it is kept may be said. */
+export function windowOf(state, span, [first, last] = ["from", "to"]) {
+  const from = state.get(first);
+  const to = state.get(last);
   if (from === null || to === null || to <= from) return [...span];
   return clamp([from, to], span);
 }
@@ -31,6 +31,7 @@ export function panned([from, to], part, span) {
 }
 
 /** What to put into the state: nothing, when all is to be seen. */
-export function asState([from, to], [first, last]) {
-  return from <= first && to >= last ? { from: null, to: null } : { from, to };
+export function asState([from, to], [first, last], [low, high] = ["from", "to"]) {
+  const isAll = from <= first && to >= last;
+  return { [low]: isAll ? null : from, [high]: isAll ? null : to };
 }

@@ -47,7 +47,7 @@ def timeline(rank: OpenedRank, asked: Parameters) -> Json:
             for slot, category in enumerate(pyramid.categories)
             if np.any(rows[:, slot])
         },
-        "reserved": None if rank.reserved is None else rank.reserved_at(time).tolist(),
+        "reserved": _reserved(rank, time, exact=found.exact),
         "capacity_bytes": rank.capacity_bytes,
         "exact": found.exact,
         "peak": rank.peak,
@@ -80,6 +80,15 @@ def points_of(asked: Parameters, default: int, columns: int, largest: int) -> in
     """
     fit = (MOST_BYTES - _FOR_THE_REST) // (columns * (len(str(largest)) + 1))
     return max(min(asked.whole("points", default, 2000), fit), 10)
+
+
+def _reserved(rank: OpenedRank, time: Array, *, exact: bool) -> list[int] | None:
+    """What the allocator had taken; between two entries that are not all events, the most of it."""
+    if rank.reserved is None:
+        return None
+    until = time if exact else np.append(time[1:], time[-1])
+    levels: list[int] = rank.reserved_over(time, until).tolist()
+    return levels
 
 
 def _steps(rank: OpenedRank, low: int, high: int) -> list[list[int]]:

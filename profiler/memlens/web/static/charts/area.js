@@ -67,7 +67,7 @@ export class AreaChart {
       {
         window, span, most: most * HEADROOM,
         marks: {
-          steps: answer.steps, phases: answer.phases, picked,
+          steps: answer.steps, phases: answer.phases, picked, end: answer.span[1],
           peak: answer.window_peak && { time: answer.window_peak.time, bytes: answer.window_peak.allocated_bytes },
         },
       },

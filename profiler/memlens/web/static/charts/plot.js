@@ -17,12 +17,13 @@ export class Plot {
    * @param host the element to fill; its width is the chart's.
    * @param options `height`, `label` (for those who cannot see it), `series` (uPlot's, without x), and the
    *   actions of `navigate`: onWindow, onPick, onHover(index | null, time, event). With `paint(ctx, box, across)`
-   *   the area is the caller's to fill, and there is no axis of bytes.
+   *   the area is the caller's to fill, and there is no axis of bytes. `textOf` writes the marks of the other axis.
    */
-  constructor(host, { height, label, series = [], paint = null, onWindow, onPick, onHover }) {
+  constructor(host, { height, label, series = [], paint = null, textOf = formatTime, onWindow, onPick, onHover }) {
     this.host = host;
     this.height = height;
     this.paint = paint;
+    this.textOf = textOf;
     this.window = [0, 1];
     this.span = [0, 1];
     this.most = 1;
@@ -65,7 +66,7 @@ export class Plot {
         {
           stroke: ink, grid, ticks: { ...ticks, size: STRIP_PX + 4 }, font: FONT, size: STRIP_PX + 28, gap: 2,
           incrs: TIME_STEPS, space: 90,
-          values: (_, splits) => splits.map((time) => formatTime(time, splits[1] - splits[0] || 1e9, this.window[1])),
+          values: (_, splits) => splits.map((time) => this.textOf(time, splits[1] - splits[0] || 1e9, this.window[1])),
         },
         {
           show: true, stroke: ink, grid: { ...grid, show: !this.paint }, ticks: { ...ticks, show: !this.paint },
@@ -82,7 +83,7 @@ export class Plot {
     this.window = window;
     this.span = span;
     this.most = Math.max(most, 1);
-    this.marks = { steps: [], phases: [], peak: null, picked: null, ...marks };
+    this.marks = { steps: [], phases: [], peak: null, picked: null, end: Infinity, ...marks };
     this.chart.setData(columns, false);
     this.rescale();
   }
@@ -172,9 +173,10 @@ export class Plot {
 
   drawPhases(ctx, across, y, ratio) {
     const { phases } = this.marks;
+    const last = Math.min(this.window[1], this.marks.end); // shorter runs end before the window does
     phases.forEach(([time, phase], number) => {
       const start = across(Math.max(time, this.window[0]));
-      const end = across(Math.min(phases[number + 1]?.[0] ?? this.window[1], this.window[1]));
+      const end = across(Math.min(phases[number + 1]?.[0] ?? last, last));
       if (end < start) return;
       ctx.fillStyle = colour(`phase-${phase}`) || colour("grid");
       ctx.fillRect(start, y, Math.max(end - start, 0.5), (STRIP_PX - 2) * ratio);

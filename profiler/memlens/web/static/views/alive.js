@@ -2,7 +2,7 @@
 
 import { busy, latest } from "../asking.js";
 import { swatch } from "../charts/legend.js";
-import { debounce, el, fill, notice, selector } from "../dom.js";
+import { breakable, debounce, el, fill, notice, selector } from "../dom.js";
 import { formatBytes, formatCount, formatDuration, formatInstant, formatShare } from "../units.js";
 
 const PAGE = 100;
@@ -23,11 +23,11 @@ export class AliveTable {
     this.subtitle = el("span.window-text");
     this.count = el("span.table-count", { role: "status" });
     this.search = el("input.search", {
-      type: "search", placeholder: "Search name, module, op, stack", "aria-label": "Search",
+      type: "search", placeholder: "Search names, modules, stacks", "aria-label": "Search",
       value: this.state.get("search"),
       oninput: debounce(() => this.state.set({ search: this.search.value, offset: 0 }), SEARCH_DELAY_MS),
     });
-    this.filter = el("div.filter");
+    this.filter = el("div.filter.plain");
     this.body = el("tbody");
     this.heads = COLUMNS.map(([key, text]) => this.head(key, text));
     this.table = el("table.data.alive", {}, el("thead", {}, el("tr", {}, this.heads)), this.body);
@@ -121,7 +121,7 @@ export class AliveTable {
       this.show(answer, this.parameters());
       this.body.querySelector(`[data-row="${row.row}"] button`)?.focus();
     };
-    const text = (value, className = "") => el(`td${className}`, { title: value }, value || el("span.none", {}, "–"));
+    const text = (value, className = "") => el(`td${className}`, { title: value }, value ? breakable(value) : el("span.none", {}, "–"));
     const line = el("tr", { "data-row": String(row.row), class: isOpen ? "open" : null, onclick: toggle },
       el("td.number.size", { title: `${formatCount(row.size_bytes)} bytes`, "data-bytes": String(row.size_bytes) },
         el("button.expand", { type: "button", "aria-expanded": String(isOpen), "aria-label": `Details of ${row.name || "this block"}` }, isOpen ? "▾" : "▸"),

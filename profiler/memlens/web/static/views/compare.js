@@ -5,13 +5,15 @@ import { LineChart } from "../charts/lines.js";
 import { swatch } from "../charts/legend.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
 import { busy, latest } from "../asking.js";
-import { el, fill, notice, segmented, selector } from "../dom.js";
+import { breakable, el, fill, notice, segmented, selector } from "../dom.js";
 import { rankName } from "../app.js";
+import { formatPlace, StepAxis } from "./step_axis.js";
 import { sum } from "./module_tree.js";
 import { formatBytes, formatCount, formatInstant, formatShare } from "../units.js";
 import { asState, panned, windowOf, zoomed } from "../window.js";
 
 const CURVES = [["areas", "Areas"], ["lines", "Lines"]];
+const AXES = [["steps", "By step"], ["time", "By time"]];
 const MOST_ROWS = 100;
 const MOST_PARTS = 3;
 
@@ -20,6 +22,7 @@ export class CompareView {
     this.context = context;
     this.state = context.state;
     this.span = [0, 1];
+    this.axes = [];
     this.charts = [];
     this.lines = null;
     this.pickers = el("div.tools");
@@ -71,6 +74,7 @@ export class CompareView {
       selector("Variant", readable.map((each) => [each.run, each.run === "." ? each.name : each.run]), b.run.run, (value) => this.state.set({ with: value, with_rank: null })),
       b.run.ranks.length > 1 ? selector("Its rank", b.run.ranks.map((each) => [each.key, rankName(each)]), b.rank.key, (value) => this.state.set({ with: b.run.run, with_rank: value })) : null,
       el("button.tool", { type: "button", title: "Make the variant the baseline", onclick: () => this.swap() }, "⇄ Swap"),
+      this.offersSteps === false ? null : segmented("Axis", AXES, this.state.get("axis"), (axis) => this.state.set({ axis })),
       segmented("Curves", CURVES, this.state.get("curves"), (curves) => this.state.set({ curves })));
     if (this.isAlone()) {
       this.tables.hidden = true;
@@ -79,11 +83,12 @@ export class CompareView {
     }
     this.tables.hidden = false;
     const onWindow = (window) => this.onWindow(window);
+    const textOf = this.bySteps() ? formatPlace : undefined;
     if (this.state.get("curves") === "lines") {
       const host = el("div.chart");
       this.body.append(host);
       this.lines = new LineChart(host, {
-        height: 330, label: "Allocated memory of both runs over time", paints: ["baseline", "variant"], onWindow,
+        height: 330, label: "Allocated memory of both runs over time", paints: ["baseline", "variant"], onWindow, textOf,
         onHover: (index, time, event) => this.hoverLines(index, event),
       });
       return undefined;
@@ -93,7 +98,7 @@ export class CompareView {
       this.body.append(el("figure.panel", { "data-side": word.toLowerCase() },
         el("figcaption", {}, el(`span.side.${word.toLowerCase()}`, {}, word), name(side)), host));
       const chart = new AreaChart(host, {
-        kinds: this.context.kinds, height: 210, label: `Allocated memory of ${name(side)} over time, by category`, onWindow,
+        kinds: this.context.kinds, height: 210, label: `Allocated memory of ${name(side)} over time, by category`, onWindow, textOf,
         onHover: (index, time, event) => this.hover(chart, index, time, event), onPick: (index) => this.pick(chart, index),
       });
       chart.side = side;
@@ -105,17 +110,17 @@ export class CompareView {
   async ask() {
     if (this.isAlone()) return;
     const [a, b] = this.sides();
-    const range = { from: this.state.get("from"), to: this.state.get("to") };
     const of = ({ run, rank }) => ({ run: run.run, rank: rank.key });
     const ask = (question, parameters) => this.context.source.ask(question, parameters);
     try {
       const spans = await busy(this.card, Promise.all([a, b].map((side) => ask("timeline", of(side)))));
-      this.span = [0, Math.max(...spans.map(({ span }) => span[1]))];
-      // The shorter run ends before the window does, perhaps; its server is asked for what it has.
-      const within = (answer) => range.from === null || range.from >= answer.span[1] ? {} : { from: range.from, to: Math.min(range.to, answer.span[1]) };
+      const steps = await busy(this.card, Promise.all([a, b].map((side) => ask("steps", of(side)))));
+      this.lay(steps.map((answer) => answer.steps));
+      this.span = [0, Math.max(...spans.map(({ span }, at) => this.axes[at]?.toAxis(span[1]) ?? span[1]))];
+      const window = windowOf(this.state, this.span, this.kept());
       [this.difference, ...this.answers] = await busy(this.card, Promise.all([
         ask("difference", { ...of(a), with_run: b.run.run, with_rank: b.rank.key }),
-        ...[a, b].map((side, at) => ask("timeline", { ...of(side), ...within(spans[at]) })),
+        ...[a, b].map((side, at) => ask("timeline", { ...of(side), ...this.within(window, spans[at].span, at) })),
       ]));
     } catch (error) {
       this.tables.hidden = true;
@@ -127,14 +132,39 @@ export class CompareView {
     this.drawTables();
   }
 
+  /** Runs of different speed are compared by steps, where both have some. */
+  lay(steps) {
+    const offers = steps.every((rows) => rows.length > 1);
+    this.axes = offers && this.state.get("axis") === "steps" ? steps.map((rows) => new StepAxis(rows)) : [];
+    if (offers === this.offersSteps) return;
+    this.offersSteps = offers;
+    this.build();
+  }
+
+  bySteps() {
+    return this.offersSteps !== false && this.state.get("axis") === "steps";
+  }
+
+  /** Under which names the state keeps the window: places of steps are no times. */
+  kept() {
+    return this.bySteps() ? ["step_from", "step_to"] : ["from", "to"];
+  }
+
+  /** What to ask a run for. The shorter one ends before the window does, perhaps; it is asked for what it has. */
+  within(window, span, at) {
+    const [from, to] = window.map((place) => this.axes[at]?.toTime(place) ?? place);
+    return window[0] <= this.span[0] && window[1] >= this.span[1] || from >= span[1] ? {} : { from, to: Math.min(to, span[1]) };
+  }
+
   draw() {
-    const window = windowOf(this.state, this.span);
+    const window = windowOf(this.state, this.span, this.kept());
+    const answers = this.answers.map((answer, at) => this.axes[at]?.laid(answer) ?? answer);
     if (this.lines) {
       const curve = ({ time, allocated, span }) => ({ time, bytes: allocated, end: span[1] });
-      this.lines.show(this.answers.map(curve), { window, span: this.span });
+      this.lines.show(answers.map(curve), { window, span: this.span, marks: { steps: answers[0].steps } });
     } else {
-      const most = Math.max(...this.answers.map(AreaChart.most));
-      this.charts.forEach((chart, at) => chart.show(this.answers[at], { most, window, span: this.span, category: this.state.get("category") }));
+      const most = Math.max(...answers.map(AreaChart.most));
+      this.charts.forEach((chart, at) => chart.show(answers[at], { most, window, span: this.span, category: this.state.get("category") }));
     }
     this.node.dataset.shown = window.join("-");
   }
@@ -157,7 +187,7 @@ export class CompareView {
     const different = modules.filter((row) => this.parts(row).length);
     fill(this.modules, different.slice(0, MOST_ROWS).map((row) => {
       const [before, after] = [sum(row.a), sum(row.b)];
-      return el("tr", { "data-module": row.module }, el("td", {}, row.module || "outside of modules"), ...this.amounts(before, after),
+      return el("tr", { "data-module": row.module }, el("td", {}, breakable(row.module || "outside of modules")), ...this.amounts(before, after),
         el("td.parts-of-change", {}, this.parts(row)), el("td.wide", {}, diverging(after - before, mostOfModules)));
     }));
     const left = this.difference.left_out;
@@ -188,7 +218,7 @@ export class CompareView {
     const kinds = this.context.kinds.filter(({ key }) => entries.some(({ categories }) => categories[key]));
     const [a, b] = entries;
     return showTooltip(event, [
-      el("strong", {}, `${formatInstant(time)} · step ${a.step || "–"} / ${b.step || "–"}`),
+      el("strong", {}, this.bySteps() ? formatPlace(Math.round(time)) : `${formatInstant(Math.round(time))} · step ${a.step || "–"} / ${b.step || "–"}`),
       ["allocated", `${formatBytes(a.allocated)} → ${formatBytes(b.allocated)}`],
       ...kinds.map(({ key, label }) => [label, `${formatBytes(a.categories[key] ?? 0)} → ${formatBytes(b.categories[key] ?? 0)}`]),
     ]);
@@ -203,15 +233,15 @@ export class CompareView {
     this.lines.plot.point(time);
     const text = (value) => (value === null ? "ended" : formatBytes(value));
     const [a, b] = this.lines.values(index);
-    return showTooltip(event, [el("strong", {}, formatInstant(time)), ["baseline", text(a)], ["variant", text(b)],
+    return showTooltip(event, [el("strong", {}, this.bySteps() ? formatPlace(time) : formatInstant(time)), ["baseline", text(a)], ["variant", text(b)],
       a !== null && b !== null ? ["difference", formatBytes(b - a, true)] : null]);
   }
 
   /** What was alive there is shown in the timeline. */
   pick(chart, index) {
     const { run, rank } = chart.side;
-    this.state.set({ run: run.run, view: "timeline" });
-    this.state.set({ rank: rank.key, at: chart.entry(index).time, offset: 0 });
+    const answer = this.answers[this.charts.indexOf(chart)]; // with times, whatever the axis shows
+    this.state.set({ run: run.run, view: "timeline", rank: rank.key, at: answer.time[Math.min(index, answer.time.length - 1)], offset: 0 });
   }
 
   swap() {
@@ -220,11 +250,11 @@ export class CompareView {
   }
 
   onWindow(window) {
-    this.state.set(asState(window, this.span));
+    this.state.set(asState(window, this.span, this.kept()));
   }
 
   key(key) {
-    const window = windowOf(this.state, this.span);
+    const window = windowOf(this.state, this.span, this.kept());
     const moves = {
       "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span), "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
       ArrowLeft: () => panned(window, -0.2, this.span), ArrowRight: () => panned(window, 0.2, this.span), 0: () => this.span,
@@ -235,11 +265,11 @@ export class CompareView {
   }
 
   update(changed) {
-    if (["run", "rank", "with", "with_rank", "curves"].some((name) => changed.has(name))) {
+    if (["run", "rank", "with", "with_rank", "curves", "axis"].some((name) => changed.has(name))) {
       this.build();
       this.load();
-    } else if (changed.has("from") || changed.has("to")) {
-      const window = windowOf(this.state, this.span);
+    } else if (this.kept().some((name) => changed.has(name))) {
+      const window = windowOf(this.state, this.span, this.kept());
       for (const { plot } of this.lines ? [this.lines] : this.charts) plot.look(window);
       this.load();
     }

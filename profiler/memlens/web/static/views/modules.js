@@ -3,7 +3,7 @@
 import { busy, latest } from "../asking.js";
 import { composition } from "../charts/composition.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
-import { el, fill, notice } from "../dom.js";
+import { breakable, el, fill, notice } from "../dom.js";
 import { find, flat, moduleTree, OUTSIDE } from "./module_tree.js";
 import { formatBytes, formatCount, formatInstant, formatShare } from "../units.js";
 
@@ -52,7 +52,7 @@ export class ModulesView {
     this.summary.textContent = `${at}, ${formatInstant(answer.time)} · ${formatBytes(answer.allocated_bytes)} allocated`;
     fill(this.tools, state.get("at") === null ? null
       : el("button.tool", { type: "button", onclick: () => state.set({ at: null }) }, "Peak"));
-    fill(this.path, this.crumbs(focus));
+    fill(this.path, focus === tree ? "Click a module to see what is inside it." : this.crumbs(focus));
     const depth = this.depth(focus);
     this.picture.style.height = `${depth * ROWS_PX}px`;
     this.picture.dataset.focus = focus.path;
@@ -114,7 +114,7 @@ export class ModulesView {
   drawList(focus) {
     const nodes = focus.children.length ? flat(focus) : [focus];
     fill(this.rows, nodes.slice(0, MOST_ROWS).map((node) => el("tr", { "data-module": node.path, onclick: () => this.state.set({ module: node.path }) },
-      el("td", {}, el("button.link", { type: "button" }, label(node))), el("td", {}, node.className),
+      el("td", {}, el("button.link", { type: "button" }, breakable(label(node)))), el("td", {}, node.className),
       el("td.number", { "data-bytes": String(node.total), title: `${formatCount(node.total)} bytes` }, formatBytes(node.total)),
       el("td.number", {}, formatShare(node.total, this.answer.allocated_bytes)),
       el("td.number", {}, formatBytes(node.own)),

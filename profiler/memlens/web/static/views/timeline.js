@@ -112,6 +112,7 @@ export class TimelineView {
       if (this.lines) {
         const answer = await busy(this.chartCard, source.ask("overlay", { run, ranks: this.ranks().map(({ key }) => key).join(","), from, to }));
         this.overlay = answer;
+        this.marks = await source.ask("timeline", { run, rank: this.context.rank().key, points: 10 });
       } else {
         this.answers = await busy(this.chartCard, Promise.all(
           this.charts.map((chart) => source.ask("timeline", { run, rank: chart.rank.key, from, to })),
@@ -189,7 +190,7 @@ export class TimelineView {
     this.span = this.overlay.span;
     this.lines.show(
       this.overlay.ranks.map(({ time, allocated }) => ({ time, bytes: allocated })),
-      { window: windowOf(this.state, this.span), span: this.span, marks: { picked: this.pickedInLines() } },
+      { window: windowOf(this.state, this.span), span: this.span, marks: { picked: this.pickedInLines(), steps: this.marks.steps.map(([step, time]) => [step, time + this.shift()]) } },
     );
   }
 
