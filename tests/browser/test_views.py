@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.support.browser import settle
@@ -152,6 +153,9 @@ def test_two_runs_on_one_axis(show: Show, logdir: Path) -> None:
     page.click("button[data-value=lines]")
     page.wait_for_function("document.querySelectorAll('.u-over').length === 1")
     settle(page)
+    page.click("button[data-value=time]")
+    page.wait_for_function("document.querySelector('.view-compare').dataset.shown.startsWith('0-')")
+    settle(page)
     page.click("button:has-text('Swap')")
     page.wait_for_function(
         "bytes => Number(document.querySelector('.verdict [data-bytes]')?.dataset.bytes) === bytes",
@@ -164,3 +168,34 @@ def test_two_ranks_of_one_run(show: Show, logdir: Path) -> None:
     page = show("run=baseline&view=compare&with=baseline")
     peaks = [rank.peak().allocated_bytes for rank in memlens.load(logdir / "baseline").ranks]
     assert numbers(page, ".verdict [data-bytes]") == [*peaks, peaks[1] - peaks[0]]
+
+
+def test_runs_of_different_speed_are_laid_step_on_step(show: Show, logdir: Path) -> None:
+    """The axis counts steps; a drag over one step asks each run for its own time of it."""
+    page = show("run=baseline&view=compare&with=variant")
+    steps = [memlens.load(logdir / name).rank(0).steps() for name in ("baseline", "variant")]
+    longest = max(len(each) for each in steps)
+    low, _, high = page.get_attribute(".view-compare", "data-shown").partition("-")
+    assert int(low) == 0
+    assert int(high) / 1e9 == pytest.approx(longest, abs=1)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    box = page.locator(".u-over").first.bounding_box()
+    begin, end = (box["x"] + box["width"] * step * 1e9 / int(high) for step in (3, 5))
+    y = box["y"] + 60
+    page.mouse.move(begin, y)
+    page.mouse.down()
+    page.mouse.move((begin + end) / 2, y, steps=3)
+    page.mouse.move(end, y, steps=3)
+    page.mouse.up()
+    page.wait_for_function(
+        "!document.querySelector('.view-compare').dataset.shown.startsWith('0-')"
+    )
+    settle(page)
+    for name, held in zip(("baseline", "variant"), steps, strict=True):
+        url = next(each for each in asked if "timeline?" in each and f"run={name}&" in each)
+        query = parse_qs(urlsplit(url).query)
+        origin_ns = int(memlens.load(logdir / name).rank(0).blocks.time_ns[0])
+        length = held[3].end_ns - held[3].start_ns
+        assert int(query["from"][0]) + origin_ns == pytest.approx(held[3].start_ns, abs=length / 20)
+        assert int(query["to"][0]) + origin_ns == pytest.approx(held[5].start_ns, abs=length / 20)

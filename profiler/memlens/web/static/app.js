@@ -131,7 +131,9 @@ export class App {
       "data-view": name, title: `${text} (${at + 1})`, onclick: () => this.state.set({ view: name }),
     }, text)));
     const leftOut = run?.ranks_left_out ? [`${formatCount(run.ranks_left_out)} more ranks are not listed; the view "Ranks" shows them.`] : [];
-    const problems = [...(this.answer.problems ?? []), ...(run && !run.error ? run.problems : []), ...leftOut];
+    const wanted = this.state.get("run");
+    const missing = run && wanted && run.run !== wanted ? [`There is no run ${wanted} here (yet); this is ${title(run, this.runs)}.`] : [];
+    const problems = [...missing, ...(this.answer.problems ?? []), ...(run && !run.error ? run.problems : []), ...leftOut];
     fill(this.problems, problems.length ? el("details.problem", {},
       el("summary", {}, problems.length === 1 ? problems[0] : `${problems.length} things to know about this capture`),
       problems.length > 1 ? el("ul", {}, problems.map((problem) => el("li", {}, problem))) : null) : null,

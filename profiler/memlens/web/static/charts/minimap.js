@@ -3,10 +3,9 @@
 import { el } from "../dom.js";
 import { colour } from "../theme.js";
 import { clamp } from "../window.js";
+import { AXIS_PX as LEFT_PX, RIGHT_PX } from "./plot.js"; // so that it lies below the charts
 
 const HEIGHT_PX = 36;
-const LEFT_PX = 74; // as wide as the charts' axis of bytes
-const RIGHT_PX = 12;
 
 export class Minimap {
   /** @param onWindow told the window to look at. */

@@ -10,7 +10,8 @@ const TIME_STEPS = Array.from({ length: 19 }, (_, power) => [1, 2, 5].map((digit
 const FONT = "11px system-ui, sans-serif";
 const STRIP_PX = 16;
 const LEAST_LABEL_PX = 44;
-const AXIS_PX = 74;
+export const AXIS_PX = 74;
+export const RIGHT_PX = 24;
 
 export class Plot {
   /**
@@ -53,7 +54,7 @@ export class Plot {
     return {
       width: Math.max(this.host.clientWidth, 200),
       height: this.height,
-      padding: [22, 12, 0, 0],
+      padding: [22, RIGHT_PX, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       focus: { alpha: 1 },
