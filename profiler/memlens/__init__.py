@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "load",
     "profile",
+    "scalars",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "compare": "memlens.comparing.compare",
     "load": "memlens.capture",
     "profile": "memlens.recording.profile",
+    "scalars": "memlens.live.scalars",
 }
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from memlens.comparing.results import Comparison
     from memlens.errors import MemlensError
     from memlens.events import Category, Certainty, Phase
+    from memlens.live.scalars import scalars
     from memlens.recording.profile import profile
     from memlens.recording.session import Session
 

@@ -18,7 +18,7 @@ from memlens.options import Options
 from memlens.recording.identity import is_loader_worker
 from memlens.recording.session import Session, current_session
 
-__all__ = ["Arm", "start_session"]
+__all__ = ["Arm", "announce", "start_session"]
 
 
 def start_session(run: Path, *, wait: bool, on_step: Callable[[int], None] | None = None) -> None:
@@ -30,7 +30,7 @@ def start_session(run: Path, *, wait: bool, on_step: Callable[[int], None] | Non
         on_step: called with the number of each training step that begins, but the first.
     """
     session = Session(
-        Options.from_environment(), run=run, wait=wait, on_close=_announce, on_step=on_step
+        Options.from_environment(), run=run, wait=wait, on_close=announce, on_step=on_step
     )
     session.start()
     # Children of multiprocessing end without atexit. They have a list of their own for that, which
@@ -44,7 +44,8 @@ def _stop_with_process(session: Session) -> None:
         multiprocessing.util.Finalize(None, session.stop_at_exit, exitpriority=100)
 
 
-def _announce(session: Session) -> None:
+def announce(session: Session) -> None:
+    """Say where the capture of a session is, once it is complete."""
     if session.run is None or not session.is_recorded or session.rank not in (0, None):
         return
     ranks = list(session.run.glob(f"*/{RANK_FILE}"))

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from memlens.errors import UsageError
 from memlens.options import Options, parse_steps
 from memlens.recording.session import Session
 
 if TYPE_CHECKING:
     import torch
+
+    from memlens.live.scalars import Logger
 
 __all__ = ["profile"]
 
@@ -27,6 +30,8 @@ def profile(
     stack_depth: int | None = None,
     device: str | None = None,
     oom_only: bool | None = None,
+    logger: Logger | None = None,
+    log_every: int = 1,
 ) -> Session:
     """Record this process while the returned session is open.
 
@@ -51,6 +56,9 @@ def profile(
         device: kind of device whose allocator is recorded: "cpu", "cuda", or "auto", which takes CUDA
             where there is a device. Default: "auto".
         oom_only: write nothing to disk unless CUDA memory runs out. Default: no.
+        logger: called after a training step with its scalars (a flat dict of bytes, by the names of
+            `memlens.live.scalars.SCALARS`) and its number, counted from 0.
+        log_every: after every so many-th step; each call costs a few milliseconds. Default: 1.
 
     Raises:
         UsageError: an argument is not valid.
@@ -71,4 +79,6 @@ def profile(
         options = replace(options, device=device)
     if oom_only is not None:
         options = replace(options, oom_only=oom_only)
-    return Session(options, model=model, optimizer=optimizer)
+    if log_every < 1:
+        raise UsageError(f"log_every must be 1 or more, not {log_every}")
+    return Session(options, model=model, optimizer=optimizer, logger=logger, log_every=log_every)

@@ -51,6 +51,7 @@ from memlens.sources.cuda import CudaSource
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
+    from memlens.live.scalars import Logger, StepScalars
 
 __all__ = ["Session", "current_session"]
 
@@ -78,6 +79,8 @@ class Session:
         optimizer: optimizers to know from the start; others are found without help.
         on_close: called when the capture is complete.
         on_step: called with the number of each training step that begins, but the first.
+        logger: called with the scalars of a step that has ended (`memlens.scalars`) and its number.
+        log_every: for every so many-th step.
 
     Raises:
         SessionActiveError: another session records in this process (from `start`).
@@ -95,8 +98,12 @@ class Session:
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         on_close: Callable[[Session], None] | None = None,
         on_step: Callable[[int], None] | None = None,
+        logger: Logger | None = None,
+        log_every: int = 1,
     ) -> None:
         self._after_step = on_step
+        self._logger, self._log_every = logger, log_every
+        self._scalars: StepScalars | None = None
         self._on_close = on_close
         self._options = options
         self._run = run
@@ -182,6 +189,8 @@ class Session:
         optimizers.on_step.append(self._on_step)
         if self._after_step is not None:
             optimizers.on_step.append(self._after_step)
+        if self._logger is not None:
+            optimizers.on_step.append(self._log_steps(self._logger))
         backward = BackwardObserver(recorder, parameters)
         backward.on_exit.append(optimizers.after_backward)
         holdings = HoldingObserver(recorder, parameters)
@@ -320,6 +329,43 @@ class Session:
         from memlens.capture import load
 
         return load(self._run)
+
+    def last_step(self) -> tuple[int, dict[str, int]] | None:
+        """Number and scalars (`memlens.scalars`) of the last training step that has ended.
+
+        Returns:
+            None: no step has, nothing is on disk, or it can not be read; the job must not suffer from it.
+        """
+        recorder = self._recorder
+        if recorder is None or recorder.folder is None or recorder.is_busy:
+            return None
+        try:
+            if recorder.recording and recorder.can_drain and recorder.is_ours():
+                recorder.drain()
+            if self._scalars is None:
+                from memlens.live.scalars import StepScalars
+
+                self._scalars = StepScalars(recorder.folder)
+            return self._scalars.read()
+        except Exception as error:
+            recorder.complain(f"there are no scalars ({type(error).__name__}: {error})")
+            return None
+
+    def _log_steps(self, logger: Logger) -> Callable[[int], None]:
+        from memlens.live.scalars import EachStep
+
+        def complain(text: str) -> None:
+            if self._recorder is not None:
+                self._recorder.complain(text)
+
+        each = EachStep(logger, self._log_every, complain)
+
+        def log(begins: int) -> None:
+            found = self.last_step() if each.is_due(begins) else None
+            if found is not None and found[0] == begins - 1:  # else that one was not recorded
+                each.log(*found)
+
+        return log
 
     # -- events --------------------------------------------------------------------------------
 

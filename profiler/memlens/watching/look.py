@@ -89,7 +89,7 @@ class _Terminal:
         console = Console(
             file=io.StringIO(),
             force_terminal=True,
-            color_system=self._colours,
+            color_system=self._colours,  # type: ignore[arg-type]  # one of its own
             no_color=self._colours is None,
             width=width,
             legacy_windows=False,
