@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def test_its_curve_is_the_captures(server: str, runs: dict[str, Capture], name: 
         rows = memory(server, "/memory_curve", name, rank, time_metric="us")
         timeline = rank.timeline()
         curve = [int(allocated) for _, allocated, _ in rows][::2]  # in between, its own corners
-        changes = rank.blocks.size_bytes.min() > 0
-        assert not changes or curve == timeline.allocated_bytes.tolist()
+        if name == "paused":  # where recording goes on, several events have one level
+            curve = [level for level, _ in groupby(curve)]
+        assert curve == timeline.allocated_bytes.tolist()
         assert max(curve) == rank.peak().allocated_bytes
         assert curve[-1] == timeline.allocated_bytes[-1]
         reserved = [int(value) for _, _, value in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,28 @@ from memlens.disk.format import FORMAT_NAME, FORMAT_VERSION, codes, write_json
 from memlens.disk.writer import RankWriter, make_batch
 from memlens.events import Action, Category, Certainty, MarkKind, NameKind
 
-__all__ = ["HOSTILE", "RUNS", "cuda_run", "empty_run", "hostile_run", "stepless_run", "two_ranks"]
+__all__ = [
+    "HOSTILE",
+    "RUNS",
+    "cuda_run",
+    "empty_run",
+    "hostile_run",
+    "paused_run",
+    "stepless_run",
+    "two_ranks",
+]
 
 HOSTILE = "a;b \"c\" <script>alert('&')</script>\n\t\x1b[31m \u202e \\ {x} %s 7"
 """Everything that means something in one of the formats, and a number at its end."""
 START_NS = 1_750_000_000_000_000_123
 
-_ALLOC, _FREE = codes(Action)["alloc"], codes(Action)["free"]
+_CODE = codes(Action)
+_ALLOC, _FREE = _CODE["alloc"], _CODE["free"]
 _MODULE, _STACK, _TENSOR = (codes(NameKind)[kind] for kind in ("module", "stack", "tensor"))
-_ON, _ENTER, _EXIT = (codes(MarkKind)[k] for k in ("recording_on", "module_enter", "module_exit"))
+_ON, _OFF, _ENTER, _EXIT = (
+    codes(MarkKind)[kind]
+    for kind in ("recording_on", "recording_off", "module_enter", "module_exit")
+)
 _WEIGHT, _DECLARED = codes(Category)["weight"], codes(Certainty)["declared"]
 
 
@@ -67,6 +80,32 @@ def hostile_run(folder: Path) -> Capture:
     return _write(folder, names, marks, tags, events)
 
 
+def paused_run(folder: Path) -> Capture:
+    """Recording paused, and memory was taken and given back meanwhile; segments can grow."""
+    one, two, three = (at * 64 * MIB for at in (1, 2, 3))
+    events = [
+        (100, _CODE["segment_census"], 0, one, 4 * MIB, 4 * MIB, 0, -1),
+        (100, _CODE["census"], 0, one, MIB, MIB, 0, -1),
+        (900, _CODE["segment_map"], 0, one + 4 * MIB, 2 * MIB, 2 * MIB, 0, -1),
+        (1000, _ALLOC, 0, one + MIB, 5 * MIB - 7, 5 * MIB, 0, -1),
+        (2000, _CODE["segment_alloc"], 0, two, 8 * MIB, 8 * MIB, 7, -1),
+        (2500, _ALLOC, 0, two, 8 * MIB, 8 * MIB, 7, -1),
+        (8000, _CODE["segment_census"], 0, one, 6 * MIB, 6 * MIB, 0, -1),
+        (8000, _CODE["segment_census"], 0, three, 2 * MIB, 2 * MIB, 0, -1),
+        (8000, _CODE["census"], 0, one, MIB, MIB, 0, -1),
+        (9000, _ALLOC, 0, three, MIB, MIB, 0, -1),
+        (9500, _FREE, 0, one, MIB, MIB, 0, -1),
+        (9600, _CODE["segment_unmap"], 0, one + 4 * MIB, 2 * MIB, 2 * MIB, 0, -1),
+    ]
+    marks = [(0, _ON, -1, MIB), (5000, _OFF, -1, 0), (8000, _ON, -1, MIB)]
+    header = {
+        "source": "cuda",
+        "devices": ["cuda:0"],
+        "allocator": {"expandable_segments": True},
+    }
+    return _write(folder, [], marks, [], events, header)
+
+
 def stepless_run(folder: Path) -> Capture:
     """Blocks and nothing else: no step, no module, no stack, no tag; several events at one time."""
     events = [(5, _ALLOC, 0, 64 * at, 10 * at, 10 * at, 0, -1) for at in range(1, 8)]
@@ -83,6 +122,7 @@ RUNS = {
     "cpu": two_ranks,
     "cuda": cuda_run,
     "hostile": hostile_run,
+    "paused": paused_run,
     "stepless": stepless_run,
     "empty": empty_run,
 }
@@ -94,6 +134,7 @@ def _write(
     marks: Sequence[tuple[Any, ...]],
     tags: Sequence[tuple[Any, ...]],
     events: Sequence[tuple[Any, ...]],
+    header: Mapping[str, Any] | None = None,
 ) -> Capture:
     """A run of these rows; times count from START_NS."""
     folder.mkdir()
@@ -111,6 +152,7 @@ def _write(
             "torch": "2.13.0",
             "problems": [],
             "notes": [],
+            **(header or {}),
         },
     )
     if names:

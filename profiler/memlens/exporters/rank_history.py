@@ -45,7 +45,8 @@ _OF_SEGMENTS = {code: name for name, code in _CODE.items() if name.startswith("s
 class Actions:
     """What became of blocks, in order: each is allocated once, and freed at most once.
 
-    Where recording paused, what was alive by then is freed, and allocated anew by the next census.
+    Where recording paused, what was alive by then is freed when it goes on, and allocated anew by the
+    census; as for `RankCapture.timeline`, nothing changes before that.
     """
 
     time_ns: Array
@@ -55,7 +56,7 @@ class Actions:
     row: Array
     """Place among all that was recorded; what ends with a pause comes before what has this place."""
     allocated_bytes: Array
-    """After it."""
+    """After it, and after all else that happened with it."""
     reserved_bytes: Array | None
     """After it; None: the allocator takes nothing in advance."""
 
@@ -71,16 +72,17 @@ def actions_of(rank: RankCapture) -> Actions:
     order = np.lexsort((is_begin, event))
     event, block, is_begin = event[order], block[order], is_begin[order]
     size = blocks.size_bytes[block]
-    time = np.where(is_begin, blocks.alloc_ns[block], blocks.free_ns[block])
     row = blocks.row[event].astype(np.int64)
-    paused = time != blocks.time_ns[event]
-    row[paused] = np.searchsorted(history.told["time_ns"], time[paused], side="right")
+    ended_ns = blocks.free_ns[block]
+    paused = ~is_begin & (ended_ns != blocks.time_ns[event])
+    row[paused] = np.searchsorted(history.told["time_ns"], ended_ns[paused], side="right")
+    level = np.cumsum(np.where(is_begin, size, -size))
     return Actions(
-        time_ns=time,
+        time_ns=blocks.time_ns[event],
         block=block,
         is_begin=is_begin,
         row=row,
-        allocated_bytes=np.cumsum(np.where(is_begin, size, -size)),
+        allocated_bytes=level[np.searchsorted(event, event, side="right") - 1],
         reserved_bytes=None if history.reserved is None else history.reserved[blocks.row[event]],
     )
 
