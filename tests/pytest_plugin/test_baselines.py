@@ -284,7 +284,8 @@ def test_an_update_does_not_destroy_what_it_cannot_read(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_captures_can_be_kept(tmp_path: Path) -> None:
     project = new_project(tmp_path / "project")
-    run_pytest(project, UPDATE, "-k", "shrinks or profile", "--memory-captures=runs")
+    run = run_pytest(project, UPDATE, "-k", "fails or profile", "--memory-captures=runs")
     names = sorted(path.name for path in (project / "runs").iterdir())
-    assert names == ["test_memory.py-test_profile-a", "test_memory.py-test_shrinks"]
-    assert memlens.load(project / "runs" / names[1]).ranks[0].peak().allocated_bytes >= 4000
+    assert names == ["test_memory.py-test_fails", "test_memory.py-test_profile-a"]
+    assert run.failure("test_fails").endswith(f"All of it: memlens report runs/{names[0]}")
+    assert memlens.load(project / "runs" / names[0]).ranks[0].peak().allocated_bytes >= 4000

@@ -6,7 +6,6 @@ a test has been measured.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from typing import Any
 
@@ -46,7 +45,7 @@ class AllTests:
             from memlens_integrations.pytest_plugin.check import settings_of
 
             settings = settings_of(self._config)
-            path = os.path.relpath(settings.baseline, settings.here)
+            path = settings.shown(settings.baseline)
             try:
                 changed = write_entries(settings.baseline, entries, settings.root)
             except (MemlensError, OSError) as error:

@@ -54,10 +54,14 @@ class Settings:
         self.captures.mkdir(parents=True, exist_ok=True)
         yield _free(self.captures / name)
 
+    def shown(self, path: Path) -> str:
+        """A path as somebody would write it who stands where pytest was started."""
+        return os.path.relpath(path, self.here)
+
     def update_command(self, test: str) -> str:
         """What makes this test's figures its baseline."""
         file, colons, rest = test.partition("#")[0].partition("::")
-        path = os.path.relpath(self.root / file, self.here)
+        path = self.shown(self.root / file)
         return f"pytest {shlex.quote(path + colons + rest)} {UPDATE}"
 
 
@@ -147,17 +151,14 @@ def check_baseline(
     accept = settings.update_command(test)
     if before is None:
         checked.failures.append(
-            f"no memory baseline of this test in {_shown(settings)}; make it with: {accept}"
+            f"no memory baseline of this test in {settings.shown(settings.baseline)}; "
+            f"make it with: {accept}"
         )
         return
     checked.values["baseline_bytes"] = before.peak_bytes
     comparison = compare(before, now, tolerance)
     if comparison.grown:
         checked.failures.append(grown_text(comparison, measurement, accept))
-
-
-def _shown(settings: Settings) -> str:
-    return os.path.relpath(settings.baseline, settings.here)
 
 
 def _free(path: Path) -> Path:

@@ -126,6 +126,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         recording.stop()
         with _in_one_line():
             checked = check(item.nodeid, recording.measure(), budget, settings)
+            if checked.failures and settings.captures is not None:
+                checked.failures.append(f"All of it: memlens report {settings.shown(folder)}")
     _note(item, checked)
     if checked.failures:
         pytest.fail("\n\n".join(checked.failures), pytrace=False)

@@ -44,12 +44,14 @@ class Recording:
         Raises:
             MemlensError: it can not be recorded.
         """
-        # What other tests have left as garbage must not go in the middle of this one; and the
-        # collector counts from zero, so that cycles of the test's own go at the same moments each time.
+        # What other tests have left as garbage must not go in the middle of this one.
         gc.collect()
         if not self._all_counts:
             self._held = held_addresses(roots)
         self._session.start()
+        # The collector counts from zero: cycles of the test's own go at about the same moments each
+        # time. (Not always; with threads, imports and the clock, nobody can foresee it.)
+        gc.collect(1)
 
     def stop(self, error: BaseException | None = None) -> None:
         """End.
