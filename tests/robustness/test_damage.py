@@ -344,6 +344,18 @@ def test_folders_that_are_no_captures(tmp_path: Path, capsys: pytest.CaptureFixt
         assert text in line
 
 
+def test_a_folder_whose_name_is_no_text(
+    good: Good, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of files are bytes; arrow opens only those that are UTF-8."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(good.folder, folder)
+    code, out, err = report(folder, capsys)
+    assert (code, out) == (2, "")
+    assert "its name is not UTF-8" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_another_version_says_both(good: Good, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("run.json", "rank-00000/rank.json"):
         path = good.folder / name

@@ -156,6 +156,8 @@ def _read_stream(path: Path, table: str, owner: str, *, closed: bool) -> _Stream
         if not closed:  # the process was killed before it made the file
             return _Stream([], is_cut=True)
         raise CaptureError(f"damaged capture: {path} is missing") from None
+    except UnicodeEncodeError:  # arrow opens no such file
+        raise CaptureError(f"cannot read {str(path)!r}: its name is not UTF-8") from None
     except OSError as error:
         raise CaptureError(f"cannot read {path}: {one_line(error)}") from None
 

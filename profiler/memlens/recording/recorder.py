@@ -286,6 +286,7 @@ class Recorder:
             except BaseException:
                 self.source.abandon()  # it must not go on recording into nowhere
                 raise
+            self._gauge_ns = 0  # gauges tell of the end, too, however short the recording was
             self._store(batch)  # first: it may tell of a loss, after which recording began anew
             self._marks.append((time_ns(), _MARK["recording_off"], -1, 0))
 
