@@ -84,7 +84,6 @@ def tensorboard(folder: Path) -> Iterator[str]:
 def save(page: Any, path: Path) -> None:
     """As a PNG of few colours."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path}: {size / 1000:.0f} kB")

@@ -113,18 +113,18 @@ def test_the_heat_map_of_ranks(show: Show, logdir: Path) -> None:
         "document.querySelector('[aria-label=Ranks] tbody tr').dataset.rank === '1'"
     )
     box = page.locator("canvas.heat").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 8)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 16)
     page.wait_for_selector(".tooltip:has-text('rank 1')")
     # What is painted is darker for more: the pixel of the higher rank, beside that of the other.
     dark, light = page.evaluate(
         """() => {
             const canvas = document.querySelector("canvas.heat");
-            const pixels = canvas.getContext("2d").getImageData(canvas.width - 12, 0, 1, 40).data;
-            return [pixels[4 * 4], pixels[4 * 31]];
+            const pixels = canvas.getContext("2d").getImageData(canvas.width - 12, 0, 1, 50).data;
+            return [pixels[4 * 12], pixels[4 * 39]];
         }"""
     )
     assert dark < light
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 8)
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 16)
     page.wait_for_selector(".view-timeline[data-shown]")
     assert page.input_value("select[aria-label=Rank]") == "1"
 

@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 const LINES = [
   ["Drag", "zoom into what was dragged over"], ["Wheel", "zoom about the cursor"],
   ["Shift + drag, or middle button", "move along the time axis"], ["Double click, or 0", "show the whole run"],
-  ["Click", "list what was alive at that instant"], ["P", "back to the peak"],
+  ["Click", "list what was alive at that instant"], ["P", "back to the peak"], ["Esc", "forget the picked instant"],
   ["+  and  −", "zoom in and out"], ["←  and  →", "move along the time axis"],
   ["1 … 6", "the views"], ["/", "search"], ["?", "this list"],
 ];

@@ -218,8 +218,7 @@ export class Plot {
     ctx.stroke();
     const text = `peak ${formatBytes(this.marks.peak.bytes)}`;
     const width = ctx.measureText(text).width + 10 * ratio;
-    const begin = Math.min(x + 8 * ratio, right - width - 2 * ratio);
-    const box = begin < x ? Math.min(begin, x - width - 8 * ratio) : begin;
+    const box = x + 8 * ratio + width < right ? x + 8 * ratio : x - 8 * ratio - width;
     const middle = Math.max(y, 10 * ratio);
     ctx.fillStyle = colour("surface");
     ctx.globalAlpha = 0.88;

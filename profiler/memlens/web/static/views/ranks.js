@@ -12,6 +12,7 @@ const POLL_MS = 700;
 const MOST_ROWS = 200;
 const LEFT_PX = 74;
 const BOTTOM_PX = 24;
+const TOP_PX = 7; // half of the first label
 const ROW_PX = [3, 26];
 const MOST_PX = 560;
 
@@ -103,7 +104,7 @@ export class RanksView {
     const ratio = devicePixelRatio || 1;
     const width = Math.max(this.picture.clientWidth, 200);
     const row = Math.max(ROW_PX[0], Math.min(ROW_PX[1], (MOST_PX - BOTTOM_PX) / ranks.length));
-    const height = row * ranks.length + BOTTOM_PX;
+    const height = TOP_PX + row * ranks.length + BOTTOM_PX;
     Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
     this.canvas.style.height = `${height}px`;
     const column = (width - LEFT_PX - 8) / steps.length;
@@ -117,18 +118,18 @@ export class RanksView {
     ranks.forEach((rank, number) => {
       ctx.fillStyle = colour("muted");
       ctx.textAlign = "right";
-      if (number % every === 0) ctx.fillText(`rank ${rank.rank}`, LEFT_PX - 8, (number + 0.5) * row);
+      if (number % every === 0) ctx.fillText(`rank ${rank.rank}`, LEFT_PX - 8, TOP_PX + (number + 0.5) * row);
       const held = new Map(rank.steps);
       steps.forEach((step, at) => {
         if (!held.has(step)) return;
         const share = most > least ? (held.get(step) - least) / (most - least) : 1;
         ctx.fillStyle = heat(share);
-        ctx.fillRect(LEFT_PX + at * column, number * row, column - (column > 6 ? 1 : 0), row - gap);
+        ctx.fillRect(LEFT_PX + at * column, TOP_PX + number * row, column - (column > 6 ? 1 : 0), row - gap);
         const text = formatBytes(held.get(step));
         if (row >= 18 && ctx.measureText(text).width < column - 8) {
           ctx.fillStyle = share > 0.55 ? "#fff" : "#14202e";
           ctx.textAlign = "center";
-          ctx.fillText(text, LEFT_PX + (at + 0.5) * column, (number + 0.5) * row);
+          ctx.fillText(text, LEFT_PX + (at + 0.5) * column, TOP_PX + (number + 0.5) * row);
         }
       });
     });
@@ -144,7 +145,7 @@ export class RanksView {
   cellAt(event) {
     if (!this.cells) return null;
     const box = this.canvas.getBoundingClientRect();
-    const rank = this.cells.ranks[Math.floor((event.clientY - box.top) / this.cells.row)];
+    const rank = this.cells.ranks[Math.floor((event.clientY - box.top - TOP_PX) / this.cells.row)];
     const step = this.cells.steps[Math.floor((event.clientX - box.left - LEFT_PX) / this.cells.column)];
     const found = rank?.steps.find(([number]) => number === step);
     return found ? { rank, step, bytes: found[1] } : null;

@@ -234,7 +234,8 @@ export class TimelineView {
       onpointerenter: () => this.lines.focus(at), onpointerleave: () => this.lines.focus(-1),
     }, el("span.swatch", { style: { background: rankColour(at, this.overlay.ranks.length) } }),
     el("span.legend-label", {}, `rank ${rank}`),
-    el("span.legend-value", {}, values[at] === null || values[at] === undefined ? "–" : formatBytes(values[at]))));
+    el("span.legend-value", {}, values[at] === null || values[at] === undefined ? "–" : formatBytes(values[at])),
+    el("span")));
     this.legend.title.textContent = title;
     this.legend.place.textContent = "";
     fill(this.legend.totals, ranks);
@@ -329,7 +330,7 @@ export class TimelineView {
   key(key) {
     const actions = {
       "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), 0: () => this.onWindow(this.span),
-      ArrowLeft: () => this.pan(-0.2), ArrowRight: () => this.pan(0.2), p: () => this.toPeak(),
+      ArrowLeft: () => this.pan(-0.2), ArrowRight: () => this.pan(0.2), p: () => this.toPeak(), Escape: () => this.state.set({ at: null, offset: 0 }),
     };
     actions[key]?.();
     return key in actions;
