@@ -73,6 +73,8 @@ def _write_levels(trace: TraceFile, pid: int, rank: RankCapture) -> None:
 def _changes(time_ns: Int64Array, level_bytes: Int64Array) -> Iterator[tuple[int, int]]:
     """Times and levels, without those that are as before; nothing for what is always zero."""
     changed = np.flatnonzero(np.diff(level_bytes, prepend=0))
+    if len(changed):  # some viewers draw a level until its last sample only
+        changed = np.union1d(changed, len(level_bytes) - 1)
     yield from zip(time_ns[changed].tolist(), level_bytes[changed].tolist(), strict=True)
 
 

@@ -127,12 +127,9 @@ def segment_events_of(rank: RankCapture) -> list[SegmentEvent]:
 
 
 def reserved_of(rank: RankCapture) -> tuple[Array, Array] | None:
-    """When what the allocator takes from the device changes, and to how many bytes; None: never."""
+    """Times, and what the allocator has taken from the device by then; None: it takes nothing."""
     reserved = rank._history.reserved
-    if reserved is None:
-        return None
-    changed = np.flatnonzero(np.diff(reserved, prepend=0))
-    return rank._history.told["time_ns"][changed], reserved[changed]
+    return None if reserved is None else (rank._history.told["time_ns"], reserved)
 
 
 @dataclass(frozen=True)
