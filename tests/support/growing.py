@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from memlens.disk.format import CHECKSUM_KEY, PLACE_KEY, RANK_FILE, SCHEMAS, read_json, write_json
+from memlens.disk.reader import columns_of
+from memlens.disk.writer import RankWriter, make_batch
 
-__all__ = ["drains", "grow"]
+__all__ = ["drains", "grow", "in_batches"]
 
 
 def drains(rank_folder: Path) -> Iterator[dict[str, int]]:
@@ -81,3 +84,37 @@ def grow(run: Path, copy: Path, every: int = 1) -> Iterator[Path]:
             write_json(target / RANK_FILE, header)
         if last or number % every == 0:
             yield target
+
+
+def in_batches(run: Path, out: Path, rows: int) -> Path:
+    """A copy of a run of one rank, written in batches of so many events."""
+    (folder,) = (path.parent for path in run.glob(f"*/{RANK_FILE}"))
+    header, _ = read_json(folder / RANK_FILE)
+    out.mkdir()
+    shutil.copy(run / "run.json", out / "run.json")
+    own = ("format", "version", "id", "closed", "rows", "device_events")
+    writer = RankWriter(
+        out / folder.name, {name: value for name, value in header.items() if name not in own}
+    )
+    columns = {}
+    for table in SCHEMAS:
+        with pa.ipc.open_stream((folder / f"{table}.arrow").read_bytes()) as reader:
+            columns[table] = columns_of(reader.read_all(), table, len(header["devices"]))
+
+    def write(table: str, start: int, end: int) -> None:
+        parts = [columns[table][field.name][start:end] for field in SCHEMAS[table]]
+        writer.write(table, make_batch(table, parts))
+
+    write("names", 0, len(columns["names"]["id"]))
+    before = {"marks": 0, "tags": 0}
+    times = columns["events"]["time_ns"]
+    for start in range(0, len(times), rows):
+        end = min(start + rows, len(times))
+        for table, first in before.items():
+            mine = columns[table]["time_ns"]
+            stop = len(mine) if end == len(times) else int(np.searchsorted(mine, times[end - 1]))
+            write(table, first, stop)
+            before[table] = stop
+        write("events", start, end)
+    writer.close()
+    return out

@@ -92,6 +92,11 @@ class RankFollower:
         ]
         return tuple(state for state in found if state is not None)
 
+    @property
+    def rows(self) -> int:
+        """How many rows are kept in memory; bounded, however long the run."""
+        return sum(device.window.rows for device in self._devices)
+
     def poll(self) -> bool:
         """Read what is new.
 

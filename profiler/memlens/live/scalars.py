@@ -29,7 +29,10 @@ SCALARS: dict[str, str] = {
         for category in Category
     },
 }
-"""Every scalar: whole bytes. Those of categories sum to `memory/peak_bytes`."""
+"""Every scalar: whole bytes. Those of categories sum to `memory/peak_bytes`.
+
+What a loader has made in advance is `unknown` as long as the forward that it is for has not begun.
+"""
 
 
 def scalars() -> dict[str, int]:

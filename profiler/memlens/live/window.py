@@ -163,6 +163,13 @@ class Window:
             }
 
     @property
+    def rows(self) -> int:
+        """How many rows it holds; blocks and tags from before it included."""
+        own = sum(len(columns["time_ns"]) for columns in self._rows.values())
+        carried = self._carried
+        return own + (len(carried.address) + len(carried.tags["time_ns"]) if carried else 0)
+
+    @property
     def has_events(self) -> bool:
         """Anything was recorded of the device, in the window or before it."""
         return self._carried is not None or len(self._rows["events"]["time_ns"]) > 0
@@ -225,7 +232,7 @@ class Window:
         begin_ns = -1 if self.begin_ns is None else self.begin_ns
         found = np.sort(marks["time_ns"][marks["kind"] == _MARK["step"]])
         found = found[found > begin_ns][: -1 - self._spare]
-        if not len(found) and sum(len(rows["time_ns"]) for rows in self._rows.values()) > MOST_ROWS:
+        if not len(found) and self.rows > MOST_ROWS:
             found = self._between_calls(stretch, begin_ns)
         on, off = (stretch.history.mark_times(f"recording_{state}") for state in ("on", "off"))
         recorded = np.searchsorted(on, found) == np.searchsorted(off, found) + 1
