@@ -42,9 +42,9 @@ def main(folder: Path) -> None:
 
     config = pytest.Config.fromdictargs(job["options"], [job["argument"]])
     config.stash[IS_CHILD] = True
-    # Plugins ask for this to learn that another process writes their files.
-    config.workerinput = job["worker"]  # type: ignore[attr-defined]
-    config.workeroutput = {}  # type: ignore[attr-defined]
+    if job["worker"] is not None:
+        config.workerinput = job["worker"]  # type: ignore[attr-defined]
+        config.workeroutput = {}  # type: ignore[attr-defined]
     config.pluginmanager.register(Writer(), "memlens-writer")
     config.hook.pytest_cmdline_main(config=config)
 

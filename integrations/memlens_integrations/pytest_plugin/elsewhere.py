@@ -40,6 +40,8 @@ _NOT_THERE: dict[str, Any] = {
     "reruns": 0,
     # What would write over what this process writes.
     "xmlpath": None,
+    "cacheclear": False,
+    "cacheshow": None,
     "log_file": os.devnull,
     "basetemp": None,
     # What needs a terminal, or more processes.
@@ -133,19 +135,13 @@ def _job(item: pytest.Item) -> dict[str, Any]:
     options["rootdir"] = str(config.rootpath)
     options["inifilename"] = str(config.inipath) if config.inipath else None
     options["plugins"] = [*(options.get("plugins") or []), *_NO_PLUGINS]
-    worker = {"workerid": "master", "workercount": 1, "testrunuid": "memlens"}
+    worker = getattr(config, "workerinput", None)
     return {
         "path": list(map(str, sys.path)),
         "argument": f"{item.path}::{item.nodeid.partition('::')[2]}",
         "options": options,
-        "worker": {
-            **worker,
-            **{
-                key: each
-                for key, each in getattr(config, "workerinput", {}).items()
-                if _is_plain(each)
-            },
-        },
+        # Of a worker of pytest-xdist: plugins and tests ask which one it is.
+        "worker": worker and {name: each for name, each in worker.items() if _is_plain(each)},
     }
 
 

@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "simulated=False, gpu='A100 80GB', device='cpu'): most memory that the test may need, by "
         "category; and whether it may need more than its stored baseline",
     )
-    if not hasattr(config, "workerinput"):  # the process that the user started
+    if not hasattr(config, "workerinput") and IS_CHILD not in config.stash:
         config.pluginmanager.register(AllTests(config), "memlens-all-tests")
 
 
