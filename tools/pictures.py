@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageColor
 from playwright.sync_api import sync_playwright
+
+from memlens.palette import CATEGORY_SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = ROOT / "examples" / "language_model.py"
@@ -30,7 +32,6 @@ RUNS = {"adamw": "adamw", "adamw-8bit": "adamw8bit"}
 """Name of each run, and the optimizer that it trains with."""
 WIDTH, HEIGHT, HEIGHT_OF_TABLES = 1180, 800, 1060
 SCALE = 1.5
-COLOURS = 192
 MOST_BYTES = 200_000
 BROWSER = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 BESIDE_THE_PEAK = 0.025
@@ -82,8 +83,13 @@ def tensorboard(folder: Path) -> Iterator[str]:
 
 
 def save(page: Any, path: Path) -> None:
-    """As a PNG of few colours."""
+    """As a PNG of 256 colours, among them all that stand for a category."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    ours = [ImageColor.getrgb(series.colour) for series in CATEGORY_SERIES]
+    adaptive = picture.quantize(256 - len(ours), method=Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*adaptive, *(part for colour in ours for part in colour)])
+    picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path}: {size / 1000:.0f} kB")

@@ -141,6 +141,21 @@ def test_it_answers_as_the_server_does(opened: Any, tab: MemoryTab) -> None:
     assert ask("ranks")["ranks"] == tab.ask("ranks", run="baseline")["ranks"]
 
 
+def test_two_devices_with_reserved_memory(
+    opened: Any, logdir: Path, tab: MemoryTab, tmp_path: Path
+) -> None:
+    folder = next((logdir / "cuda").rglob("run.json")).parent
+    ask = opened(export(memlens.load(folder), "html", tmp_path / "cuda.html"))
+    for rank in ("0", "0.1"):
+        theirs = tab.ask("timeline", run=str(folder.relative_to(logdir)), rank=rank)
+        ours = ask("timeline", rank=rank)
+        assert max(theirs["reserved"]) > max(theirs["allocated"])
+        for key in ("time", "allocated", "reserved", "categories", "capacity_bytes", "exact"):
+            assert ours[key] == theirs[key]
+        few = ask("timeline", rank=rank, points=10)
+        assert max(few["reserved"]) == max(theirs["reserved"])
+
+
 @pytest.mark.parametrize("view", ["timeline", "modules", "lifetimes", "steps", "ranks", "compare"])
 def test_each_view_comes_up(opened: Any, view: str) -> None:
     opened(address=f"view={view}")

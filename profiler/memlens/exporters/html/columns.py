@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from memlens.answers import Frame
 from memlens.attribution.lifetimes import FOREVER
@@ -76,6 +75,7 @@ def rank_columns(rank: OpenedRank, key: str, origin_ns: int, most_blocks: int) -
         },
         "capacity_bytes": rank.capacity_bytes,
         "curve": _curve(rank),
+        "reserved": _reserved(rank),
         "step_changes": [[0, 0]]
         + [
             [step, when - rank.origin_ns]
@@ -125,13 +125,18 @@ def _curve(rank: OpenedRank) -> Json:
             CATEGORY_KEYS[category]: _changes(rows[:, slot])
             for slot, category in enumerate(pyramid.categories)
         },
-        "reserved": None if rank.reserved is None else _changes(rank.reserved_at(time)),
     }
 
 
+def _reserved(rank: OpenedRank) -> Json | None:
+    """When what the allocator had taken from the device changed, and to how much."""
+    if rank.reserved is None:
+        return None
+    changed_ns, level = rank.reserved
+    return {"time": _changes(changed_ns - rank.origin_ns), "level": _changes(level)}
+
+
 def _blocks(rank: OpenedRank, rows: Array) -> Json:
-    table = rank.rank.to_arrow().take(pa.array(rows))
-    columns = {name: table[name].to_pylist() for name in ("module", "name", "step", "preexisting")}
     born = rank.blocks.alloc_ns[rows] - rank.origin_ns
     free_ns = rank.blocks.free_ns[rows]
     lived = np.where(free_ns == FOREVER, -1, free_ns - rank.blocks.alloc_ns[rows])
@@ -139,15 +144,15 @@ def _blocks(rank: OpenedRank, rows: Array) -> Json:
     for number, example in _examples(rank.blocks.stack, rows):
         stacks.add(number, rank.rank.allocation(example).stack)
     names, modules = _Table(), _Table()
-    name = [names.number(brief(text)) for text in columns["name"]]
-    module = [modules.number(text) for text in columns["module"]]
+    name_of, module_of, classes = {}, {}, {}
+    for number, example in _examples(rank.attribution.name, rows):
+        name_of[number] = names.number(brief(rank.rank.allocation(example).name))
+    for number, example in _examples(rank.attribution.module, rows):
+        block = rank.rank.allocation(example)
+        module_of[number] = modules.number(block.module)
+        classes[block.module] = block.module_class
     parts = _parts(rank, rows, names, modules)
-    classes = {
-        block.module: block.module_class
-        for block in (
-            rank.rank.allocation(row) for _, row in _examples(rank.attribution.module, rows)
-        )
-    }
+    place = rank.attribution.segment[rows]
     series = np.array([_SERIES.index(key) for key in CATEGORY_KEYS])
     return {
         "names": names.values,
@@ -164,12 +169,12 @@ def _blocks(rank: OpenedRank, rows: Array) -> Json:
             "requested": rank.blocks.requested_bytes[rows].tolist(),
             "category": series[rank.attribution.category[rows]].tolist(),
             "certainty": rank.attribution.certainty[rows].tolist(),
-            "name": name,
-            "module": module,
-            "step": columns["step"],
-            "phase": rank.segments.phase[rank.attribution.segment[rows]].tolist(),
+            "name": [name_of[number] for number in rank.attribution.name[rows].tolist()],
+            "module": [module_of[number] for number in rank.attribution.module[rows].tolist()],
+            "step": rank.segments.step[place].tolist(),
+            "phase": rank.segments.phase[place].tolist(),
             "stack": [stacks.numbers[number] for number in rank.blocks.stack[rows].tolist()],
-            "preexisting": [int(each) for each in columns["preexisting"]],
+            "preexisting": rank.blocks.preexisting[rows].astype(int).tolist(),
             "parts": parts,
         },
     }

@@ -204,9 +204,10 @@ function extent(run) {
   return run && JSON.stringify([run.state, run.ranks.map(({ events }) => events)]);
 }
 
-/** A rank's number; and which start of the job it belongs to, if there were several. */
-export function rankName({ rank, launch }) {
-  return launch ? `${rank}, start ${launch + 1}` : String(rank);
+/** A rank's number; and which start of the job or which of its devices it is, if there are several. */
+export function rankName({ key, rank, launch, device }) {
+  if (launch) return `${rank}, start ${launch + 1}`;
+  return key.includes(".") ? `${rank} on ${device}` : String(rank);
 }
 
 function title(entry, runs) {

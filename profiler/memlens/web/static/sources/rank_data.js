@@ -13,7 +13,7 @@ export class RankData {
     const { curve, blocks } = told;
     this.time = running(curve.time);
     this.allocated = running(curve.allocated);
-    this.reserved = curve.reserved && running(curve.reserved);
+    this.reserved = told.reserved && { time: running(told.reserved.time), level: running(told.reserved.level) };
     this.categories = Object.fromEntries(Object.entries(curve.categories).map(([key, changes]) => [key, running(changes)]));
     this.blocks = { ...blocks, row: running(blocks.row), born: running(blocks.born) };
     this.atPeak = new Set(running(told.at_peak));
@@ -66,11 +66,24 @@ export class RankData {
     const first = Math.max(told.phases.findIndex(([when]) => when > from) - 1, 0);
     const phases = (told.phases.length && told.phases[told.phases.length - 1][0] <= from ? told.phases.slice(-1) : told.phases.slice(first)).filter(([when]) => when <= to);
     return {
-      span, from, to, time, allocated, categories, reserved: this.reserved && level(this.reserved), capacity_bytes: told.capacity_bytes,
+      span, from, to, time, allocated, categories, reserved: this.reservedOver(time, isExact && told.curve.exact), capacity_bytes: told.capacity_bytes,
       exact: isExact && told.curve.exact, steps: steps.filter(([step]) => step % stride === 0),
       phases: phases.length > 400 ? [] : phases.map(([when, phase]) => [Math.max(when, from), phase]),
       peak: told.peak, window_peak: { ...this.place(entries[highest] < 0 ? 0 : this.time[entries[highest]]), time: time[highest], allocated_bytes: allocated[highest] },
     };
+  }
+
+  /** The most that was reserved from each entry to the next; of all events, what was reserved then. */
+  reservedOver(entries, isExact) {
+    if (!this.reserved) return null;
+    const { time, level } = this.reserved;
+    return entries.map((begin, at) => {
+      const end = isExact ? begin : entries[at + 1] ?? begin;
+      let place = after(time, begin);
+      let most = place ? level[place - 1] : 0;
+      for (; place < time.length && time[place] < end; place++) most = Math.max(most, level[place]);
+      return most;
+    });
   }
 
   /** What the job was doing. At the peak the module is known, too. */

@@ -80,7 +80,7 @@ export class TimelineView {
       for (const rank of ranks) {
         const host = el("div.chart");
         this.body.append(el("figure.panel", { "data-rank": rank.key },
-          ranks.length > 1 ? el("figcaption", {}, `rank ${rankName(rank)}`, el("span", {}, rank.device)) : null, host));
+          ranks.length > 1 ? el("figcaption", {}, `rank ${rank.rank}`, el("span", {}, rank.device)) : null, host));
         const chart = new AreaChart(host, {
           kinds: this.context.kinds, height: ranks.length > 1 ? 190 : 330,
           label: `Allocated memory of rank ${rank.rank} over time, by category`,
@@ -228,12 +228,12 @@ export class TimelineView {
   }
 
   showRanks(title, values) {
-    const ranks = this.overlay.ranks.map(({ rank, key }, at) => el("button.legend-row", {
-      type: "button", "data-rank": key, title: `Show rank ${rank} alone`,
+    const ranks = this.overlay.ranks.map(({ key }, at) => el("button.legend-row", {
+      type: "button", "data-rank": key, title: "Show this rank alone",
       onclick: () => this.state.set({ rank: key, layout: "rank" }),
       onpointerenter: () => this.lines.focus(at), onpointerleave: () => this.lines.focus(-1),
     }, el("span.swatch", { style: { background: rankColour(at, this.overlay.ranks.length) } }),
-    el("span.legend-label", {}, `rank ${rank}`),
+    el("span.legend-label", {}, `rank ${rankName(this.context.rankOf(this.context.run(), key))}`),
     el("span.legend-value", {}, values[at] === null || values[at] === undefined ? "–" : formatBytes(values[at])),
     el("span")));
     this.legend.title.textContent = title;
