@@ -71,6 +71,7 @@ format: setup ## rewrite the code in the project's style
 bench: setup ## measure what profiling costs, our optimizers side by side with others, and the pages
 	@$(BIN)/python tools/bench.py
 	@$(BIN)/python tools/bench_optim.py
+	@$(BIN)/python tools/bench_live.py
 	@$(BIN)/python tools/bench_web.py
 
 clean: ## remove .venv, caches and build outputs; captures in memlens-runs/ stay

@@ -31,6 +31,9 @@ LEAST_S = 0.5
 STATUS_S = 30.0
 """Between two lines, where there is no terminal."""
 
+LEAST_COLUMNS = 40
+"""Of a terminal, or nothing is drawn."""
+
 
 class _Output(Protocol):
     def show(self, views: list[RankView]) -> None: ...
@@ -81,10 +84,10 @@ class _Terminal:
     def show(self, views: list[RankView]) -> None:
         if not views:
             return
-        if not self._screen.is_ours():
+        width = self._screen.size().columns
+        if width < LEAST_COLUMNS or not self._screen.is_ours():
             self._screen.clear()
             return
-        width = self._screen.size().columns
         lines = draw(views, self._ink, width)
         console = Console(
             file=io.StringIO(),
