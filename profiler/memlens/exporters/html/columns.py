@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 MOST_ENTRIES = 50_000
 """Of a curve; of longer ones the highest and the last entry of each bucket are kept."""
 MOST_PHASES = 20_000
+_AT_ONCE = 1_000_000
 MOST_FRAMES = 64
 """Of a stack, the innermost."""
 _CERTAINTIES = list(Certainty)
@@ -114,11 +115,21 @@ def _choose(rank: OpenedRank, most: int) -> tuple[Array, Json]:
 
 def _curve(rank: OpenedRank) -> Json:
     pyramid = rank.pyramid
-    found = sample(pyramid, rank.blocks.time_ns, 0, pyramid.count, MOST_ENTRIES)
-    time = rank.blocks.time_ns[found.event] - rank.origin_ns
-    rows = found.categories.reshape(len(found.event), len(pyramid.categories))
+    # A stretch at a time, which bounds the memory that it takes.
+    found = [
+        sample(
+            pyramid,
+            rank.blocks.time_ns,
+            begin,
+            end := min(begin + _AT_ONCE, pyramid.count),
+            max(MOST_ENTRIES * (end - begin) // pyramid.count, 10),
+        )
+        for begin in range(0, pyramid.count, _AT_ONCE)
+    ]
+    time = rank.blocks.time_ns[np.concatenate([each.event for each in found])] - rank.origin_ns
+    rows = np.concatenate([each.categories for each in found])
     return {
-        "exact": found.exact,
+        "exact": all(each.exact for each in found),
         "time": _changes(time),
         "allocated": _changes(rows.sum(axis=1)),
         "categories": {
@@ -144,7 +155,9 @@ def _blocks(rank: OpenedRank, rows: Array) -> Json:
     for number, example in _examples(rank.blocks.stack, rows):
         stacks.add(number, rank.rank.allocation(example).stack)
     names, modules = _Table(), _Table()
-    name_of, module_of, classes = {}, {}, {}
+    name_of: dict[int, int] = {}
+    module_of: dict[int, int] = {}
+    classes = {usage.module: usage.class_name for usage in rank.rank.modules_at(top=None)}
     for number, example in _examples(rank.attribution.name, rows):
         name_of[number] = names.number(brief(rank.rank.allocation(example).name))
     for number, example in _examples(rank.attribution.module, rows):

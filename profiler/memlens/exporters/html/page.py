@@ -61,6 +61,8 @@ def export(capture: Capture, path: Path) -> None:
 
 
 def _data(capture: Capture) -> Json:
+    for recorded in capture.ranks:
+        recorded.release()  # they are read below, as the plugin reads them
     library = Library([Folder(Path(capture.info.path))])
     library.search(wait=True)
     run = library.keys()[0]
