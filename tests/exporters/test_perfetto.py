@@ -160,7 +160,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 def test_long_recordings_are_thinned_out_and_keep_their_peak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memlens.exporters.perfetto.MOST_POINTS", 100)
+    monkeypatch.setattr("memlens.exporters.perfetto.MOST_POINTS", 400)
     capture = two_ranks(tmp_path / "run")
     _, processes = read(capture, tmp_path)
     for rank, events in zip(capture.ranks, processes.values(), strict=True):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from memlens.attribution.segments import PHASES
 from memlens.events import Category
 from memlens.exporters.memory_viz_segments import (
     Change,
@@ -30,11 +30,14 @@ from memlens.exporters.memory_viz_segments import (
 from memlens.exporters.rank_history import (
     Actions,
     actions_of,
+    module_names,
     segment_events_of,
     stack_of,
     streams_of,
+    tensor_names,
 )
 from memlens.palette import CATEGORY_SERIES
+from memlens.rank import CATEGORIES
 from memlens.report.text import plain
 from memlens.report.view import choose_ranks
 
@@ -108,27 +111,27 @@ class _Trace:
         self._frames: dict[int, list[Entry]] = {-1: _NO_FRAMES}
         self._frame: dict[Any, Entry] = {}
         size = rank.blocks.size_bytes
-        keep = size > 0  # blocks without bytes share their addresses
-        if np.count_nonzero(keep) > most:
-            keep[np.argsort(-size, kind="stable")[most:]] = False
-        actions = actions_of(rank)
+        chosen = np.flatnonzero(size > 0)  # blocks without bytes share their addresses
+        if len(chosen) > most:
+            chosen = np.sort(np.argsort(-size, kind="stable")[:most])
+        actions = actions_of(rank, chosen)
         events = segment_events_of(rank)
         is_expandable = bool(events) and rank.allocator_settings.expandable_segments
         so_far = SegmentsSoFar(events, is_expandable=is_expandable)
-        if events and self._write(rank, actions, keep, so_far):
+        if events and self._write(rank, chosen, actions, so_far):
             self.segments = list(so_far.regions)
         else:  # the allocator tells of none, or of too few
             self.entries.clear()
-            self._write(rank, actions, keep, None)
-            self.segments = stretches_around(rank.blocks.address[keep], size[keep])
+            self._write(rank, chosen, actions, None)
+            self.segments = stretches_around(rank.blocks.address[chosen], size[chosen])
 
     def _write(
-        self, rank: RankCapture, actions: Actions, keep: Array, so_far: SegmentsSoFar | None
+        self, rank: RankCapture, chosen: Array, actions: Actions, so_far: SegmentsSoFar | None
     ) -> bool:
         """Write the entries; False: a block lies in none of the segments so far."""
         blocks = rank.blocks
         address, size, requested, stack = (
-            column.tolist()
+            column[chosen].tolist()
             for column in (
                 blocks.address,
                 blocks.size_bytes,
@@ -136,16 +139,15 @@ class _Trace:
                 blocks.stack,
             )
         )
-        stream = streams_of(rank).tolist()
-        category, metadata, meant = _meanings(rank.to_arrow())
-        chosen = np.flatnonzero(keep[actions.block])
+        stream = streams_of(rank, chosen).tolist()
+        category, metadata, meant = _meanings(rank, chosen)
         alive: dict[int, int] = {}
         add = self.entries.append
         for time_us, row, number, begins in zip(
-            (actions.time_ns[chosen] // 1000).tolist(),
-            actions.row[chosen].tolist(),
-            actions.block[chosen].tolist(),
-            actions.is_begin[chosen].tolist(),
+            (actions.time_ns // 1000).tolist(),
+            actions.row.tolist(),
+            actions.block.tolist(),
+            actions.is_begin.tolist(),
             strict=True,
         ):
             place = address[number]
@@ -218,27 +220,33 @@ def _segment_entry(change: Change) -> Entry:
     }
 
 
-def _meanings(blocks: pa.Table) -> tuple[list[str], list[Entry], list[int]]:
+def _meanings(rank: RankCapture, chosen: Array) -> tuple[list[str], list[Entry], list[int]]:
     """Category and metadata of blocks: what is different, and which of them is each block's."""
-    texts: list[list[str]] = []
-    codes: list[Array] = []
-    for name in ("category", "phase", "module", "name"):
-        array = blocks.column(name).combine_chunks()
-        texts.append([plain(text) for text in array.dictionary.to_pylist()])
-        codes.append(array.indices.to_numpy())
-    step = blocks.column("step").to_numpy()
-    meant = np.unique(step, return_inverse=True)[1].ravel()
-    for column, known in zip(codes, texts, strict=True):
+    found, segments = rank.attribution, rank.segments
+    segment = found.segment[chosen]
+    meant, first = np.zeros(len(chosen), np.int64), np.zeros(0, np.int64)
+    columns = [
+        found.category[chosen],
+        segments.phase[segment],
+        segments.step[segment],
+        found.module[chosen],
+        found.name[chosen],
+    ]
+    for column in columns:
+        values, number = np.unique(column, return_inverse=True)
         # Numbered anew each time, so that no product is too large.
         _, first, meant = np.unique(
-            meant * len(known) + column, return_index=True, return_inverse=True
+            meant * len(values) + number.ravel(), return_index=True, return_inverse=True
         )
-    categories, *words = (
-        [known[code] for code in column[first].tolist()]
-        for column, known in zip(codes, texts, strict=True)
-    )
+        meant = meant.ravel()
+    category, phase, step, module, name = (column[first].tolist() for column in columns)
+    modules, names = module_names(rank, columns[3]), tensor_names(rank, columns[4])
     metadata = []
-    for values in zip(*words, step[first].tolist(), strict=True):
-        entry = dict(zip(("phase", "module", "name", "step"), values, strict=True))
-        metadata.append({key: value for key, value in entry.items() if value != ""})
-    return categories, metadata, meant.ravel().tolist()
+    for at in range(len(first)):
+        entry = {"phase": PHASES[phase[at]].value, "step": step[at]}
+        if modules[module[at]]:
+            entry["module"] = plain(modules[module[at]])
+        if names[name[at]]:
+            entry["name"] = plain(names[name[at]])
+        metadata.append(entry)
+    return [CATEGORIES[code].value for code in category], metadata, meant.tolist()

@@ -25,6 +25,7 @@ __all__ = [
     "SegmentEvent",
     "Stretch",
     "actions_of",
+    "levels_of",
     "module_names",
     "modules_of",
     "phases_of",
@@ -32,6 +33,7 @@ __all__ = [
     "segment_events_of",
     "stack_of",
     "streams_of",
+    "tensor_names",
 ]
 
 Array = npt.NDArray[Any]
@@ -43,7 +45,7 @@ _OF_SEGMENTS = {code: name for name, code in _CODE.items() if name.startswith("s
 
 @dataclass(frozen=True)
 class Actions:
-    """What became of blocks, in order: each is allocated once, and freed at most once.
+    """What became of some blocks, in order: each is allocated once, and freed at most once.
 
     Where recording paused, what was alive by then is freed when it goes on, and allocated anew by the
     census; as for `RankCapture.timeline`, nothing changes before that.
@@ -51,46 +53,57 @@ class Actions:
 
     time_ns: Array
     block: Array
-    """Row in `RankCapture.blocks`."""
+    """Position among the blocks that were asked for."""
     is_begin: Array
     row: Array
     """Place among all that was recorded; what ends with a pause comes before what has this place."""
     allocated_bytes: Array
-    """After it, and after all else that happened with it."""
+    """By all blocks, after it and all else that happened with it."""
     reserved_bytes: Array | None
     """After it; None: the allocator takes nothing in advance."""
 
 
-def actions_of(rank: RankCapture) -> Actions:
-    """Allocations and frees of a rank."""
+def actions_of(rank: RankCapture, chosen: Array) -> Actions:
+    """Allocations and frees of some of a rank's blocks, of which the rows are given."""
     blocks, history = rank.blocks, rank._history
-    number = np.arange(len(blocks.first))
-    ended = blocks.last < len(blocks.time_ns)
-    event = np.concatenate([blocks.last[ended], blocks.first])
-    block = np.concatenate([number[ended], number])
-    is_begin = np.arange(len(event)) >= np.count_nonzero(ended)
+    last = blocks.last[chosen]
+    ended = np.flatnonzero(last < len(blocks.time_ns))
+    event = np.concatenate([last[ended], blocks.first[chosen]])
+    block = np.concatenate([ended, np.arange(len(chosen))])
+    is_begin = np.arange(len(event)) >= len(ended)
     order = np.lexsort((is_begin, event))
     event, block, is_begin = event[order], block[order], is_begin[order]
-    size = blocks.size_bytes[block]
-    row = blocks.row[event].astype(np.int64)
-    ended_ns = blocks.free_ns[block]
-    paused = ~is_begin & (ended_ns != blocks.time_ns[event])
+    time_ns = blocks.time_ns[event]
+    told_row = blocks.row[event]
+    ended_ns = blocks.free_ns[chosen][block]
+    paused = ~is_begin & (ended_ns != time_ns)
+    row = told_row.astype(np.int64)
     row[paused] = np.searchsorted(history.told["time_ns"], ended_ns[paused], side="right")
-    level = np.cumsum(np.where(is_begin, size, -size))
     return Actions(
-        time_ns=blocks.time_ns[event],
+        time_ns=time_ns,
         block=block,
         is_begin=is_begin,
         row=row,
-        allocated_bytes=level[np.searchsorted(event, event, side="right") - 1],
-        reserved_bytes=None if history.reserved is None else history.reserved[blocks.row[event]],
+        allocated_bytes=history.running[event],
+        reserved_bytes=None if history.reserved is None else history.reserved[told_row],
     )
 
 
-def streams_of(rank: RankCapture) -> Array:
-    """The stream of each block."""
-    streams: Array = rank._history.told["stream"][rank.blocks.row[rank.blocks.first]]
+def levels_of(rank: RankCapture) -> Array:
+    """Bytes allocated after each event of a block."""
+    return rank._history.running
+
+
+def streams_of(rank: RankCapture, chosen: Array) -> Array:
+    """The streams of some blocks."""
+    streams: Array = rank._history.told["stream"][rank.blocks.row[rank.blocks.first[chosen]]]
     return streams
+
+
+def tensor_names(rank: RankCapture, numbers: Array) -> dict[int, str]:
+    """What observers call the tensors whose numbers are in a column; empty for none."""
+    known = rank._data.names.tensor
+    return {number: known.get(number, "") for number in np.unique(numbers).tolist()}
 
 
 def stack_of(rank: RankCapture, number: int) -> tuple[Frame, ...]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.exporters.chrome_trace import TraceFile, quoted
-from memlens.exporters.rank_history import Actions, actions_of, module_names
+from memlens.exporters.rank_history import actions_of, levels_of, module_names
 from memlens.palette import CATEGORY_SERIES, label
 from memlens.rank import CATEGORIES
 from memlens.report.view import choose_ranks
@@ -69,24 +69,24 @@ def export(capture: Capture, folder: Path) -> None:
 
 def _write_device(trace: TraceFile, rank: RankCapture, number: int, most: int) -> None:
     tid = _STEPS_TID + 1 + number
-    actions = actions_of(rank)
-    chosen = _chosen(actions, rank.blocks.size_bytes, most)
+    blocks = _chosen(rank, most)
+    actions = actions_of(rank, blocks)
     # Events in the order in which they happened: none at the time of another, so that each has an
     # operator of its own.
-    order = np.arange(len(chosen))
-    time_ns = (np.maximum.accumulate(actions.time_ns[chosen] - order) + order).tolist()
-    block = actions.block[chosen]
-    texts = _operators(rank, block)
-    size = rank.blocks.size_bytes[block]
-    change = np.where(actions.is_begin[chosen], size, -size).tolist()
+    order = np.arange(len(actions.block))
+    time_ns = (np.maximum.accumulate(actions.time_ns - order) + order).tolist()
+    size = rank.blocks.size_bytes[blocks][actions.block]
+    change = np.where(actions.is_begin, size, -size).tolist()
+    allocated = actions.allocated_bytes.tolist()
+    reserved = (
+        [0] * len(order) if actions.reserved_bytes is None else actions.reserved_bytes.tolist()
+    )
     # The plugin pairs events by address alone, and two devices may have the same.
-    address = [place + number * _FAR for place in rank.blocks.address[block].tolist()]
-    allocated = actions.allocated_bytes[chosen].tolist()
-    reserved = [0] * len(chosen)
-    if actions.reserved_bytes is not None:
-        reserved = actions.reserved_bytes[chosen].tolist()
+    address = [
+        place + number * _FAR for place in rank.blocks.address[blocks][actions.block].tolist()
+    ]
     kind, index = _device(rank.device)
-    for name, start_ns, end_ns in _spans(time_ns, texts):
+    for name, start_ns, end_ns in _spans(time_ns, _operators(rank, blocks[actions.block])):
         trace.slice(0, tid, name, start_ns, end_ns, category="cpu_op", gap_ns=_GAP_NS)
     for row in zip(time_ns, change, address, allocated, reserved, strict=True):
         time, changed, addr, total, held = row
@@ -98,29 +98,23 @@ def _write_device(trace: TraceFile, rank: RankCapture, number: int, most: int) -
     _write_levels(trace, rank, f"{rank.device} by category", most // 5)
 
 
-def _chosen(actions: Actions, size_bytes: Array, most: int) -> Array:
-    """Which of the actions to write: those of some blocks; blocks without bytes tell nothing."""
-    keep = size_bytes > 0
-    count = len(actions.block)
-    if count > most:
-        keep = np.zeros(len(size_bytes), bool)
-        edges = np.linspace(0, count, most // 10 + 1).astype(np.int64)
-        level = actions.allocated_bytes
+def _chosen(rank: RankCapture, most: int) -> Array:
+    """Rows of the blocks whose two events are written; those without bytes tell nothing."""
+    blocks, level = rank.blocks, levels_of(rank)
+    keep = blocks.size_bytes > 0
+    if len(level) > most:
+        picked = np.zeros(len(level) + 1, bool)  # one more: where what is never freed ends
+        edges = np.linspace(0, len(level), most // 10 + 1).astype(np.int64)
         for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            keep[actions.block[low + int(np.argmax(level[low:high]))]] = True
-            keep[actions.block[high - 1]] = True
-        first_of_all = np.lexsort((-size_bytes, ~_alive_at_peak(actions, len(size_bytes)), keep))
+            picked[[low + int(np.argmax(level[low:high])), high - 1]] = True
+        keep = picked[blocks.first] | picked[blocks.last]
+        peak = int(np.argmax(level))
+        alive = (blocks.first <= peak) & (blocks.last > peak)
+        first_of_all = np.lexsort((-blocks.size_bytes, ~alive, keep))
         room = most // 2 - int(np.count_nonzero(keep))
         keep[first_of_all[:room]] = True
-        keep &= size_bytes > 0
-    return np.flatnonzero(keep[actions.block])
-
-
-def _alive_at_peak(actions: Actions, blocks: int) -> Array:
-    peak = int(np.argmax(actions.allocated_bytes))
-    before = np.bincount(actions.block[: peak + 1], minlength=blocks)
-    is_alive: Array = before == 1  # its allocation, and not its free
-    return is_alive
+        keep &= blocks.size_bytes > 0
+    return np.flatnonzero(keep)
 
 
 def _operators(rank: RankCapture, block: Array) -> list[str]:
