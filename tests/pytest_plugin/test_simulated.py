@@ -98,7 +98,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(project: Path) -> Ran:
-    return run_pytest(project, "--width=1000", "--memory-update-baseline", "-rA")
+    return run_pytest(project, "--width=1000", "--memory-update-baseline", "-rA", "-n", "2")
 
 
 def test_a_test_that_needs_a_gpu_runs_without_one(tmp_path: Path) -> None:
