@@ -78,6 +78,25 @@ def _swallow(fd: int) -> None:
             pass
 
 
+WAYS = ("alone", "run --live", "scalars, every step", "scalars, every 10 steps")
+EVERY = {"scalars, every step": 1, "scalars, every 10 steps": 10}
+
+
+def _in_session(timed: Callable[[int], float], run: Step, way: str, shares: list[float]) -> float:
+    """Seconds of a step in a run of its own, which is looked at from its beginning."""
+    import memlens
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        out = Path(folder) / "run"
+        stack.enter_context(memlens.profile(out=out))
+        if way == "run --live":
+            stack.enter_context(looking_on(out, shares))
+        for _ in range(3):  # what comes once: the census, the first look
+            run()
+        memlens.scalars()
+        return timed(EVERY.get(way, 0))
+
+
 def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
     import torch
 
@@ -87,7 +106,7 @@ def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
     run = job()
     run()
 
-    def timed(every: int = 0) -> float:
+    def timed(every: int) -> float:
         """Seconds of a step; scalars are taken after every so many."""
         count = 0
         began = time.perf_counter()
@@ -101,25 +120,12 @@ def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
     ratios: dict[str, list[float]] = {}
     shares: list[float] = []
     alone: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        with memlens.profile(out=out):
-            for _ in range(3):
-                run()
-            memlens.scalars()  # the first call catches up with what came before
-            for _ in range(rounds):
-                before = timed()
-                with looking_on(out, shares):
-                    seen = timed()
-                each, tenth = timed(1), timed(10)
-                base = (before + timed()) / 2
-                alone.append(base)
-                for way, value in (
-                    ("run --live", seen),
-                    ("scalars, every step", each),
-                    ("scalars, every 10 steps", tenth),
-                ):
-                    ratios.setdefault(way, []).append(value / base)
+    for _ in range(rounds):
+        found = {way: _in_session(timed, run, way, shares) for way in WAYS}
+        base = (found["alone"] + _in_session(timed, run, "alone", shares)) / 2
+        alone.append(base)
+        for way in WAYS[1:]:
+            ratios.setdefault(way, []).append(found[way] / base)
     print(f"  {statistics.median(alone) * 1e3:.1f} ms a step, recorded, one thread")
     for way, found in ratios.items():
         print(

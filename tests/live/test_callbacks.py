@@ -43,7 +43,8 @@ import memlens
 logged = []
 net = Net()
 optimizer = torch.optim.AdamW(net.parameters())
-with memlens.profile(out="run", logger=lambda scalars, step: logged.append([step, scalars])):
+logger = lambda scalars, step: logged.append([step, scalars])
+with memlens.profile(out="run", logger=logger, log_every=1):
     for batch in torch.utils.data.DataLoader(Data(), batch_size=8):
         optimizer.zero_grad()
         net(**batch)["loss"].backward()
@@ -188,7 +189,7 @@ def logger(scalars, step):
     raise OSError("the server is gone")
 net = Net()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-with memlens.profile(out="run", logger=logger) as session:
+with memlens.profile(out="run", logger=logger, log_every=1) as session:
     for batch in torch.utils.data.DataLoader(Data(), batch_size=8):
         net(**batch)["loss"].backward()
         optimizer.step()

@@ -17,6 +17,8 @@ from memlens.errors import CaptureError
 __all__ = ["Columns", "RankTail"]
 
 Columns = dict[str, npt.NDArray[Any]]
+_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
+"""Batches are small; handing columns to other threads takes longer than unpacking them."""
 _MOST_BYTES = 64 << 20
 """Read of one stream at a time; far more than comes together between two looks."""
 
@@ -110,7 +112,7 @@ class _StreamTail:
         self._head += head
         self._offset += length
         try:
-            with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+            with pa.ipc.open_stream(pa.py_buffer(stream), options=_OPTIONS) as reader:
                 if not reader.schema.equals(SCHEMAS[self._table]):
                     raise CaptureError(f"{self._path} has other columns than {self._table}")
                 yield from self._batches(reader)

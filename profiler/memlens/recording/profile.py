@@ -31,7 +31,7 @@ def profile(
     device: str | None = None,
     oom_only: bool | None = None,
     logger: Logger | None = None,
-    log_every: int = 1,
+    log_every: int = 10,
 ) -> Session:
     """Record this process while the returned session is open.
 
@@ -58,7 +58,7 @@ def profile(
         oom_only: write nothing to disk unless CUDA memory runs out. Default: no.
         logger: called after a training step with its scalars (a flat dict of bytes, by the names of
             `memlens.live.scalars.SCALARS`) and its number, counted from 0.
-        log_every: after every so many-th step; each call costs a few milliseconds. Default: 1.
+        log_every: after every so many-th step; each call costs a few milliseconds. Default: 10.
 
     Raises:
         UsageError: an argument is not valid.

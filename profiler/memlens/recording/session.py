@@ -99,7 +99,7 @@ class Session:
         on_close: Callable[[Session], None] | None = None,
         on_step: Callable[[int], None] | None = None,
         logger: Logger | None = None,
-        log_every: int = 1,
+        log_every: int = 10,
     ) -> None:
         self._after_step = on_step
         self._logger, self._log_every = logger, log_every
