@@ -16,7 +16,6 @@ from memlens.analysis.steps import StepBounds, step_bounds
 from memlens.answers import (
     Allocation,
     Coverage,
-    Frame,
     Gauge,
     Growth,
     ModuleUsage,
@@ -48,7 +47,7 @@ Array = npt.NDArray[Any]
 CATEGORIES = list(Category)
 _CERTAINTIES = list(Certainty)
 _WEIGHT = codes(Category)["weight"]
-_WORKED_OUT = ("_history", "_bounds", "_described", "coverage")
+_WORKED_OUT = ("history", "_bounds", "texts", "coverage")
 """What a rank keeps of what it was asked."""
 
 
@@ -102,34 +101,36 @@ class RankCapture:
     def _data(self) -> RankData:
         return self._source.data if isinstance(self._source, RankFolder) else self._source
 
+    # -- parts, worked out when first asked for; for those who go beyond the questions below -----
+
     @cached_property
-    def _history(self) -> DeviceHistory:
+    def history(self) -> DeviceHistory:
+        """Events, marks and tags of the device, joined."""
         return DeviceHistory(self._data, self._device)
 
     @cached_property
-    def _described(self) -> BlockTexts:
-        return BlockTexts(self._data.names, self._history)
-
-    # -- parts, worked out when first asked for; for those who go beyond the questions below -----
+    def texts(self) -> BlockTexts:
+        """What the numbers of names, modules and stacks stand for."""
+        return BlockTexts(self._data.names, self.history)
 
     @property
     def blocks(self) -> Lifetimes:
         """One row per block that was allocated."""
-        return self._history.blocks
+        return self.history.blocks
 
     @property
     def segments(self) -> Segments:
         """What the job did when."""
-        return self._history.segments
+        return self.history.segments
 
     @property
     def attribution(self) -> Attribution:
         """The category of each block, and why."""
-        return self._history.attribution
+        return self.history.attribution
 
     @property
     def _running(self) -> Array:
-        return self._history.running
+        return self.history.running
 
     @cached_property
     def _bounds(self) -> list[StepBounds]:
@@ -142,13 +143,13 @@ class RankCapture:
         """How complete the capture is."""
         header, blocks = self._data.header, self.blocks
         lost = blocks.lost_events + (header.get("lost_events") or 0)
-        problems = [*header["problems"], *self._data.problems, *self._history.problems]
+        problems = [*header["problems"], *self._data.problems, *self.history.problems]
         closed: bool = header["closed"]
-        difference = self._history.witness_difference_bytes()
+        difference = self.history.witness_difference_bytes()
         return Coverage(
             complete=closed and not problems and not lost and not difference,
             lost_events=lost,
-            blind_ns=self._history.blind_ns,
+            blind_ns=self.history.blind_ns,
             uncovered_bytes=self.attribution.uncovered_bytes,
             witness_difference_bytes=difference,
             problems=tuple(problems),
@@ -166,14 +167,14 @@ class RankCapture:
             phase=place.phase,
             module=place.module,
             allocated_bytes=int(self._running[index]) if index >= 0 else 0,
-            reserved_bytes=self._history.reserved_bytes(index, None),
+            reserved_bytes=self.history.reserved_bytes(index, None),
             categories=self._categories_after(index),
         )
 
     @property
     def reserved_peak_bytes(self) -> int | None:
         """Most bytes that the allocator had taken from the device; None: it takes none in advance."""
-        return self._history.reserved_peak_bytes
+        return self.history.reserved_peak_bytes
 
     def slack_at(self, time_ns: int | None = None) -> Slack | None:
         """What the allocator has taken from the device and no tensor uses.
@@ -185,7 +186,7 @@ class RankCapture:
             None: the allocator takes nothing in advance (the CPU's).
         """
         event = self._moment(time_ns)
-        reserved = self._history.reserved_bytes(event, time_ns)
+        reserved = self.history.reserved_bytes(event, time_ns)
         if reserved is None:
             return None
         alive = self._alive_after(event)
@@ -217,7 +218,7 @@ class RankCapture:
         return Place(
             step=int(self.segments.step[segment]),
             phase=PHASES[self.segments.phase[segment]],
-            module=self._described.module_name(int(self.segments.module[segment])),
+            module=self.texts.module_name(int(self.segments.module[segment])),
         )
 
     def steps(self) -> tuple[Step, ...]:
@@ -339,33 +340,32 @@ class RankCapture:
         return tuple(
             Growth(
                 category=CATEGORIES[self.attribution.category[item.example]],
-                module=self._described.module_name(int(self.attribution.module[item.example])),
+                module=self.texts.module_name(int(self.attribution.module[item.example])),
                 name=self._data.names.tensor.get(int(self.attribution.name[item.example]), ""),
                 bytes_per_step=item.bytes_per_step,
                 first_bytes=item.first_bytes,
                 last_bytes=item.last_bytes,
                 steps=item.steps,
-                stack=self._described.stack(int(self.blocks.stack[item.example])),
+                stack=self.texts.stack(int(self.blocks.stack[item.example])),
             )
             for item in found[:top]
         )
 
     def allocation(self, row: int) -> Allocation:
         """The block in a row of `to_arrow()`."""
-        return self._described.allocation(row)
-
-    def stack(self, number: int) -> tuple[Frame, ...]:
-        """Frames of a stack in `to_arrow()`, the outermost first; -1 is none."""
-        return self._described.stack(number)
+        return self.texts.allocation(row)
 
     def to_arrow(self) -> pa.Table:
-        """Every block as a row of an Arrow table: what, where, from when to when."""
-        return self._described.to_arrow()
+        """Every block as a row of an Arrow table: what, where, from when to when.
+
+        `texts.stack` has the frames of the numbers in the column `stack`.
+        """
+        return self.texts.to_arrow()
 
     @property
     def allocator_settings(self) -> AllocatorSettings:
         """Those under which it was recorded; torch's defaults where that is not known."""
-        return self._history.settings
+        return self.history.settings
 
     def replayed(
         self, settings: AllocatorSettings | None = None, capacity_bytes: int | None = None
@@ -378,7 +378,7 @@ class RankCapture:
         """
         from memlens.allocator.replay import replay
 
-        return replay(self._history.told, self._history.settings, settings, capacity_bytes)
+        return replay(self.history.told, self.history.settings, settings, capacity_bytes)
 
     def block_of(self, event: int) -> Allocation:
         """The block that an event of a replay allocates.
@@ -386,7 +386,7 @@ class RankCapture:
         Args:
             event: as `memlens.allocator.replay.Shortage` counts.
         """
-        row = int(np.flatnonzero(~self._history.is_census)[event])
+        row = int(np.flatnonzero(~self.history.is_census)[event])
         position = int(np.searchsorted(self.blocks.row, row))
         return self.allocation(int(np.flatnonzero(self.blocks.first == position)[0]))
 

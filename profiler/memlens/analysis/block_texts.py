@@ -41,7 +41,7 @@ class BlockTexts:
 
     def allocation(self, number: int) -> Allocation:
         """All that is known of a block."""
-        blocks, attribution, names = self._history.blocks, self._history.attribution, self._names
+        blocks, attribution = self._history.blocks, self._history.attribution
         place = int(attribution.segment[number])
         free_ns = int(blocks.free_ns[number])
         return Allocation(
@@ -49,7 +49,7 @@ class BlockTexts:
             size_bytes=int(blocks.size_bytes[number]),
             category=_CATEGORIES[attribution.category[number]],
             certainty=_CERTAINTIES[attribution.certainty[number]],
-            name=names.tensor.get(int(attribution.name[number]), ""),
+            name=self.tensor_name(int(attribution.name[number])),
             module=self.module_name(int(attribution.module[number])),
             phase=PHASES[self._history.segments.phase[place]],
             step=int(self._history.segments.step[place]),
@@ -68,7 +68,6 @@ class BlockTexts:
         """Every block as a row of an Arrow table: what, where, from when to when."""
         attribution, blocks = self._history.attribution, self._history.blocks
         place = attribution.segment
-        names = self._names
         forever = blocks.free_ns == FOREVER
         return pa.table(
             {
@@ -84,13 +83,17 @@ class BlockTexts:
                 "phase": _texts(self._history.segments.phase[place], [p.value for p in PHASES]),
                 "step": self._history.segments.step[place],
                 "module": _names(attribution.module, self.module_name),
-                "name": _names(attribution.name, lambda number: names.tensor.get(number, "")),
+                "name": _names(attribution.name, self.tensor_name),
             }
         )
 
     def module_name(self, number: int) -> str:
         """Qualified name; empty for none."""
         return self._names.module.get(number, ("", ""))[0]
+
+    def tensor_name(self, number: int) -> str:
+        """What observers call a tensor; empty for none."""
+        return self._names.tensor.get(number, "")
 
     def _weight_kind(self, number: int) -> WeightKind:
         """Of a block; where several share it, of the first one of which it is known."""
@@ -102,10 +105,10 @@ class BlockTexts:
         )
 
     def _parts(self, number: int) -> tuple[Part, ...]:
-        parts, names = self._history.attribution.parts, self._names
+        parts = self._history.attribution.parts
         return tuple(
             Part(
-                name=names.tensor.get(int(parts.name[each]), ""),
+                name=self.tensor_name(int(parts.name[each])),
                 module=self.module_name(int(parts.module[each])),
                 offset_bytes=int(parts.offset_bytes[each]),
                 size_bytes=int(parts.size_bytes[each]),

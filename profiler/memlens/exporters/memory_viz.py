@@ -32,7 +32,6 @@ from memlens.exporters.rank_history import (
     actions_of,
     module_names,
     segment_events_of,
-    stack_of,
     streams_of,
     tensor_names,
 )
@@ -204,7 +203,7 @@ class _Trace:
                         "line": frame.line,
                     },
                 )
-                for frame in reversed(stack_of(rank, stack))
+                for frame in reversed(rank.texts.stack(stack))
             ]
         return self._frames[stack]
 

@@ -1,6 +1,6 @@
 """What exporters need that write every event, and not answers: actions, memory reserved, stretches.
 
-A rank's questions are about moments. This module alone looks behind them.
+A rank's questions are about moments; this looks at its parts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from memlens.answers import Frame
 from memlens.attribution.segments import PHASES
 from memlens.disk.format import codes
 from memlens.events import Action
@@ -25,13 +24,11 @@ __all__ = [
     "SegmentEvent",
     "Stretch",
     "actions_of",
-    "levels_of",
     "module_names",
     "modules_of",
     "phases_of",
     "reserved_of",
     "segment_events_of",
-    "stack_of",
     "streams_of",
     "tensor_names",
 ]
@@ -65,7 +62,7 @@ class Actions:
 
 def actions_of(rank: RankCapture, chosen: Array) -> Actions:
     """Allocations and frees of some of a rank's blocks, of which the rows are given."""
-    blocks, history = rank.blocks, rank._history
+    blocks, history = rank.blocks, rank.history
     last = blocks.last[chosen]
     ended = np.flatnonzero(last < len(blocks.time_ns))
     event = np.concatenate([last[ended], blocks.first[chosen]])
@@ -89,26 +86,15 @@ def actions_of(rank: RankCapture, chosen: Array) -> Actions:
     )
 
 
-def levels_of(rank: RankCapture) -> Array:
-    """Bytes allocated after each event of a block."""
-    return rank._history.running
-
-
 def streams_of(rank: RankCapture, chosen: Array) -> Array:
     """The streams of some blocks."""
-    streams: Array = rank._history.told["stream"][rank.blocks.row[rank.blocks.first[chosen]]]
+    streams: Array = rank.history.told["stream"][rank.blocks.row[rank.blocks.first[chosen]]]
     return streams
 
 
 def tensor_names(rank: RankCapture, numbers: Array) -> dict[int, str]:
     """What observers call the tensors whose numbers are in a column; empty for none."""
-    known = rank._data.names.tensor
-    return {number: known.get(number, "") for number in np.unique(numbers).tolist()}
-
-
-def stack_of(rank: RankCapture, number: int) -> tuple[Frame, ...]:
-    """Frames of a stack, by its number in `RankCapture.blocks`; the outermost first."""
-    return rank._described.stack(number)
+    return {number: rank.texts.tensor_name(number) for number in np.unique(numbers).tolist()}
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ class SegmentEvent:
 
 def segment_events_of(rank: RankCapture) -> list[SegmentEvent]:
     """All that was recorded of segments; nothing where the allocator takes nothing in advance."""
-    told = rank._history.told
+    told = rank.history.told
     rows = np.flatnonzero(np.isin(told["action"], list(_OF_SEGMENTS)))
     size = np.maximum(told["allocated_bytes"][rows], told["requested_bytes"][rows])
     columns = (told[name][rows].tolist() for name in ("time_ns", "action", "address", "stream"))
@@ -141,8 +127,8 @@ def segment_events_of(rank: RankCapture) -> list[SegmentEvent]:
 
 def reserved_of(rank: RankCapture) -> tuple[Array, Array] | None:
     """Times, and what the allocator has taken from the device by then; None: it takes nothing."""
-    reserved = rank._history.reserved
-    return None if reserved is None else (rank._history.told["time_ns"], reserved)
+    reserved = rank.history.reserved
+    return None if reserved is None else (rank.history.told["time_ns"], reserved)
 
 
 @dataclass(frozen=True)
@@ -186,7 +172,7 @@ def modules_of(rank: RankCapture) -> Iterator[tuple[int, str]]:
 
 def module_names(rank: RankCapture, numbers: Array) -> dict[int, str]:
     """Qualified names of the modules whose numbers are in a column; empty for none."""
-    return {number: rank._described.module_name(number) for number in np.unique(numbers).tolist()}
+    return {number: rank.texts.module_name(number) for number in np.unique(numbers).tolist()}
 
 
 def _around(name: str, names: set[str]) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.exporters.chrome_trace import TraceFile, quoted
-from memlens.exporters.rank_history import actions_of, levels_of, module_names
+from memlens.exporters.rank_history import actions_of, module_names
 from memlens.palette import CATEGORY_SERIES, label
 from memlens.rank import CATEGORIES
 from memlens.report.view import choose_ranks
@@ -100,7 +100,7 @@ def _write_device(trace: TraceFile, rank: RankCapture, number: int, most: int) -
 
 def _chosen(rank: RankCapture, most: int) -> Array:
     """Rows of the blocks whose two events are written; those without bytes tell nothing."""
-    blocks, level = rank.blocks, levels_of(rank)
+    blocks, level = rank.blocks, rank.history.running
     keep = blocks.size_bytes > 0
     if len(level) > most:
         picked = np.zeros(len(level) + 1, bool)  # one more: where what is never freed ends
