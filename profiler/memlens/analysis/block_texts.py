@@ -61,7 +61,7 @@ class BlockTexts:
                 self._weight_kind(number) if attribution.category[number] == _WEIGHT else None
             ),
             parts=self._parts(number),
-            module_class=names.module.get(int(attribution.module[number]), ("", ""))[1],
+            module_class=self._names.module.get(int(attribution.module[number]), ("", ""))[1],
         )
 
     def to_arrow(self) -> pa.Table:
