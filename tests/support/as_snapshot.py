@@ -122,7 +122,7 @@ def _frames(
     rank: RankCapture, stack: int, known: dict[tuple[str, str, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for frame in reversed(rank._described.stack(stack)):
+    for frame in reversed(rank.texts.stack(stack)):
         if frame.function == FROM_ENGINE_ON:
             break
         key = frame.function, frame.file, frame.line

@@ -76,7 +76,7 @@ def events_of(rank: RankCapture) -> list[Event]:
                     size_bytes,
                     CATEGORIES[attribution.category[number]].value,
                     PHASES[segments.phase[where]].value,
-                    rank._described.module_name(int(attribution.module[number])),
+                    rank.texts.module_name(int(attribution.module[number])),
                     int(segments.step[where]),
                     rank._data.names.tensor.get(int(attribution.name[number]), ""),
                 )

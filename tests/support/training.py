@@ -176,7 +176,7 @@ def assert_adds_up(rank: RankCapture) -> None:
 def brute_force_totals(rank: RankCapture) -> npt.NDArray[np.int64]:
     """Bytes allocated after each event, by a dictionary of what is alive: address to bytes."""
     code = codes(Action)
-    events = rank._history.events
+    events = rank.history.events
     of_blocks = [
         code[name] for name in ("alloc", "free", "free_requested", "census", "census_free")
     ]
