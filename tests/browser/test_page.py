@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tests.support.browser import Window, frame_of_the_tab, settle
 from tests.support.memory_tab import MemoryTab, memory_tab
-from tests.support.small_runs import HOSTILE
+from tests.support.small_runs import HOSTILE, empty_run, stepless_run
 
 from memlens.palette import CATEGORY_SERIES
+from memlens.report.text import plain
 from memlens.units import format_bytes, format_duration_ns
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_hostile_names_are_text(window: Window, show: Show, view: str) -> None:
         names = page.eval_on_selector_all(
             ".alive tr[data-row] td:nth-child(3)", "cells => cells.map(cell => cell.title)"
         )
-        assert HOSTILE in names
+        assert plain(HOSTILE) in names
 
 
 def test_a_damaged_run_says_so_and_others_go_on(window: Window, tab: MemoryTab) -> None:
@@ -121,6 +122,30 @@ def test_a_folder_without_runs_says_what_to_do(window: Window, tmp_path: Path) -
         window.page.goto(f"http://127.0.0.1:{tab.port}/data/plugin_entry.html?name=memlens")
         window.page.wait_for_selector("text=memlens run --out")
         window.page.goto("about:blank")
+
+
+def test_a_run_in_which_nothing_happened(window: Window, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    empty_run(tmp_path / "runs" / "empty")
+    stepless_run(tmp_path / "runs" / "stepless")
+    page = window.page
+    with memory_tab("--logdir", str(tmp_path / "runs"), log=tmp_path / "log") as tab:
+        for run in ("empty", "stepless"):
+            for view in ("timeline", "modules", "lifetimes", "steps", "ranks", "compare"):
+                address = f"name=memlens#run={run}&view={view}&with={run}"
+                page.goto("about:blank")
+                page.goto(f"http://127.0.0.1:{tab.port}/data/plugin_entry.html?{address}")
+                page.wait_for_selector(".card")
+                page.wait_for_function("!document.querySelector('main .busy')")
+                assert page.locator("main .notice.error").count() == 0, (run, view)
+                if run == "empty":
+                    assert page.locator("main .notice").count() > 0, view
+        page.goto("about:blank")
+
+
+def test_a_run_that_is_not_there_is_said(show: Show) -> None:
+    page = show("run=gone")
+    assert "There is no run gone here" in page.inner_text(".problems")
 
 
 def test_help_and_keys(show: Show) -> None:

@@ -6,7 +6,7 @@ const LEAST_NS = 20;
 export function windowOf(state, span, [first, last] = ["from", "to"]) {
   const from = state.get(first);
   const to = state.get(last);
-  if (from === null || to === null || to <= from) return [...span];
+  if (from === null || to === null || to <= from) return [span[0], Math.max(span[1], span[0] + 1)]; // of a single instant, too
   return clamp([from, to], span);
 }
 

@@ -2,7 +2,7 @@
 
 import { busy, latest } from "../asking.js";
 import { swatch } from "../charts/legend.js";
-import { breakable, debounce, el, fill, notice, selector } from "../dom.js";
+import { breakable, debounce, el, fill, notice, plain, selector } from "../dom.js";
 import { formatBytes, formatCount, formatDuration, formatInstant, formatShare } from "../units.js";
 
 const PAGE = 100;
@@ -80,7 +80,7 @@ export class AliveTable {
   show(answer, { offset, time, category, search }) {
     const place = [formatInstant(answer.time), `step ${answer.step}`, answer.phase, answer.module].filter(Boolean);
     this.title.textContent = time === null ? "Alive at the peak" : "Alive at the picked instant";
-    this.subtitle.textContent = `${place.join(" · ")} — ${formatCount(answer.count)} blocks, ${formatBytes(answer.allocated_bytes)}`;
+    this.subtitle.textContent = plain(`${place.join(" · ")} — ${formatCount(answer.count)} blocks, ${formatBytes(answer.allocated_bytes)}`);
     for (const head of this.heads) {
       const key = head.dataset.sort;
       if (!key) continue;
@@ -129,7 +129,7 @@ export class AliveTable {
         el("span.size-bar", { style: { width: `${(100 * row.size_bytes) / most}%`, background: kind.colour } })),
       el("td.nowrap", {}, swatch(kind), kind.label),
       text(row.name), text(row.module), text(row.op, ".mono"),
-      el("td.number", {}, String(row.step)), el("td", {}, row.phase), el("td.number", {}, String(row.rank)),
+      el("td.number", {}, String(row.step)), el("td.nowrap", {}, row.phase), el("td.number", {}, String(row.rank)),
       el("td.number.nowrap", {}, row.preexisting ? "before recording" : formatInstant(row.born)));
     return isOpen ? [line, el("tr.details", {}, el("td", { colspan: String(COLUMNS.length) }, this.details(row, answer)))] : [line];
   }

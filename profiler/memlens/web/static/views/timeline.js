@@ -119,7 +119,7 @@ export class TimelineView {
         ));
       }
     } catch (error) {
-      return this.fail(error);
+      return this.say("This run cannot be shown", error.message, "error");
     }
     if (this.context.run().run !== run) return;
     this.error?.remove();
@@ -128,9 +128,9 @@ export class TimelineView {
     if (from === null) this.whole();
   }
 
-  fail(error) {
+  say(title, text, kind) {
     this.error?.remove();
-    this.error = notice("This run cannot be shown", error.message, "error");
+    this.error = notice(title, text, kind);
     this.body.prepend(this.error);
   }
 
@@ -177,6 +177,9 @@ export class TimelineView {
   drawAreas() {
     const longest = this.answers.reduce((a, b) => (b.span[1] > a.span[1] ? b : a));
     this.span = longest.span;
+    if (this.answers.every(({ peak }) => !peak.allocated_bytes)) {
+      this.say("Nothing was allocated", "No event was recorded of this rank; choose another, or another run.", "empty");
+    }
     const most = Math.max(...this.answers.map(AreaChart.most));
     const wanted = windowOf(this.state, this.span);
     this.charts.forEach((chart, at) => {
