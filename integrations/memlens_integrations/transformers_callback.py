@@ -28,7 +28,7 @@ except ImportError:
 __all__ = ["MemlensCallback"]
 
 
-class MemlensCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class MemlensCallback(TrainerCallback):
     """Adds what a training step took to the Trainer's logs; never fails the training.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,48 @@ def test_nothing_is_shown_where_nothing_is_recorded(tmp_path: Path) -> None:
     off = {"MEMLENS_DISABLE": "1"}
     answer = run_memlens("run", "--live", "--out", "run", "train.py", cwd=tmp_path, env=off)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "hello\n", "")
+
+
+def test_watching_a_run_of_somebody_else(tmp_path: Path) -> None:
+    write_script(tmp_path / "train.py", TRAINING.replace("sys.stdin.read()", "''"))
+    job = start_memlens("run", "--out", "run", "train.py", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    watcher = run_memlens("watch", "run", cwd=tmp_path)  # until the job has ended
+    job.communicate(timeout=60)
+    assert (watcher.returncode, watcher.stdout) == (0, "")
+    last = memlens.load(tmp_path / "run").ranks[0].steps()[-1]
+    words = f"memlens: step {last.step}: peak {format_bytes(last.peak_bytes)} ("
+    assert watcher.stderr.splitlines()[-1].startswith(words)
+    # Once more: it has ended.
+    again = run_memlens("watch", "run", cwd=tmp_path)
+    assert (again.returncode, again.stderr.splitlines()) == (0, watcher.stderr.splitlines()[-1:])
+
+
+def test_ctrl_c_ends_watching_and_nothing_else(tmp_path: Path) -> None:
+    write_script(tmp_path / "train.py", "import time, torch; time.sleep(60)")
+    job = start_memlens("run", "--out", "run", "train.py", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("*/rank.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    watcher = start_memlens("watch", "run", cwd=tmp_path)
+    time.sleep(2)
+    watcher.send_signal(signal.SIGINT)
+    out, err = watcher.communicate(timeout=60)
+    assert (watcher.returncode, out, err) == (0, "", "")
+    assert job.poll() is None
+    job.kill()
+    job.communicate(timeout=60)
+    # It was killed, which its folder does not say; its process is gone.
+    gone = run_memlens("watch", "run", cwd=tmp_path)
+    assert (gone.returncode, gone.stderr) == (0, "")
+
+
+def test_what_is_no_run_is_not_watched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    answer = run_memlens("watch", "run", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == "memlens: not a memlens run: run/run.json is missing\n"

@@ -34,9 +34,9 @@ def train(steps, pause=0.05):
 MEMLENS = [sys.executable, "-m", "memlens", "run", "--live", "--out", "run"]
 
 
-def start(tmp_path: Path, job: str, *words: str, **options: int) -> Terminal:
+def start(tmp_path: Path, job: str) -> Terminal:
     write_script(tmp_path / "train.py", TRAINING + job)
-    return Terminal([*MEMLENS, *(words or ("train.py",))], cwd=tmp_path, **options)
+    return Terminal([*MEMLENS, "train.py"], cwd=tmp_path)
 
 
 def looking_on(run: Path) -> list[int]:

@@ -31,6 +31,7 @@ FROZEN_COMMANDS = {
         "--out", "--join", "--steps", "--stacks", "--no-stacks", "--stack-depth", "--device",
         "--oom-only", "--live",
     },
+    "watch": set(),
     "import": {"--out"},
     "report": {"--json", "--rollup", "--rank", "--step", "--top"},
     "compare": {
@@ -151,7 +152,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["reprot"], "no such command: reprot; did you mean report?"),
         (["train.py"], "did you mean: memlens run train.py?"),
-        (["xyzzy"], "the commands are run, import, report, compare, diff"),
+        (["xyzzy"], "the commands are run, watch, import, report, compare, diff"),
         (["report"], "Missing argument 'RUN' (see memlens report --help)"),
         (["report", "x", "--rank", "one"], "'one' is not a valid integer"),
         (["report", "x", "--nonsense"], "--nonsense"),

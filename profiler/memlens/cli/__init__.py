@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("memlens.cli.run:command", "Profile a training job; the script is unchanged."),
+    "watch": Entry("memlens.cli.watch:command", "Show what a run holds while it is recorded."),
     "import": Entry("memlens.cli.import_:command", "Make a run of a CUDA memory snapshot."),
     "report": Entry("memlens.cli.report:command", "Print what a run used its memory for."),
     "compare": Entry("memlens.cli.compare:command", "Run a job under several optimizers."),

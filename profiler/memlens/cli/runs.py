@@ -12,7 +12,7 @@ from memlens.options import is_url
 if TYPE_CHECKING:
     from memlens.capture import Capture
 
-__all__ = ["open_run"]
+__all__ = ["check_run", "open_run"]
 
 NEWEST = 5
 
@@ -26,9 +26,16 @@ def open_run(path: str) -> Capture:
     """
     import memlens
 
+    return memlens.load(path if is_url(path) else check_run(path))
+
+
+def check_run(path: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        UsageError: nothing is there, or it is a folder of runs and not a run.
+    """
     folder = Path(path)
-    if is_url(path):
-        return memlens.load(path)
     if not os.path.exists(path):
         raise UsageError(f"there is no run {path}; memlens run TRAIN.py makes one")
     if runs := _runs_in(folder):
@@ -38,7 +45,7 @@ def open_run(path: str) -> Capture:
             + ", ".join(str(run) for run in runs[:NEWEST])
             + more
         )
-    return memlens.load(path)
+    return folder
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Job", "end_soon", "look_on"]
+__all__ = ["Job", "end_soon", "is_running", "look_on"]
 
 _NICENESS = 19
 """Where every core is busy, it gets some 1.5 % of one; where one is idle, what it needs."""
@@ -52,21 +52,23 @@ class Job:
             if self._fd is not None:
                 if select.select([self._fd], [], [], left)[0]:
                     return True
-            elif not self._is_there():
+            elif not is_running(self._pid):
                 return True
             else:
                 time.sleep(min(left, _FALLBACK_S))
             if time.monotonic() >= deadline:
                 return False
 
-    def _is_there(self) -> bool:
-        try:
-            os.kill(self._pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def look_on(run: Path, look: Callable[[Path, Job], None]) -> None:

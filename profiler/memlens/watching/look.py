@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from memlens.watching.ranks import Ranks, RankView
 from memlens.watching.screen import Screen
 from memlens.watching.status import status_line
 
-__all__ = ["look"]
+__all__ = ["look", "watch"]
 
 SHARE = 0.01
 """Of a processor's time that looking on may take, for each rank that there is a processor for."""
@@ -42,24 +43,46 @@ class _Output(Protocol):
 
 
 def look(run: Path, job: Job) -> None:
-    """Show what the ranks of a run hold, until the job has ended.
+    """Show what the ranks of a run on this host hold, until the job has ended.
 
     Args:
         run: its folder.
         job: the process that is the job.
     """
-    ranks = Ranks(run)
+    _follow(Ranks(run), job.ends_within, end_soon)
+
+
+def watch(run: Path) -> None:
+    """Show what the ranks of a run that somebody else has started hold, until all have ended.
+
+    Args:
+        run: its folder; may be on a file system that several hosts share.
+    """
+    ranks = Ranks(run, everywhere=True)
+
+    def has_ended(seconds: float) -> bool:
+        if ranks.have_ended():
+            return True
+        time.sleep(seconds)
+        return False
+
+    _follow(ranks, has_ended, lambda: None)
+    if _is_terminal() and (line := status_line(ranks.views())) is not None:
+        print(line, file=sys.stderr)
+
+
+def _follow(ranks: Ranks, ends_within: Callable[[float], bool], at_end: Callable[[], None]) -> None:
     output: _Output = _Terminal() if _is_terminal() else _Log()
     try:
         began_s, spent_before_s = time.monotonic(), time.process_time()
         rest_s = LEAST_S
-        while not job.ends_within(rest_s):
+        while not ends_within(rest_s):
             ranks.poll()
             output.show(ranks.views())
             share = SHARE * max(1, min(len(ranks), (os.cpu_count() or 2) // 2))
             spent_s = time.process_time() - spent_before_s - BURST_S
             rest_s = max(LEAST_S, began_s + spent_s / share - time.monotonic())
-        end_soon()
+        at_end()
         ranks.poll()
     finally:
         with suppress(OSError):

@@ -1,14 +1,16 @@
-"""The ranks of a run that record on this host, each followed as it grows."""
+"""The ranks of a run, each followed as it grows."""
 
 from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memlens.disk.format import RANK_FILE
 from memlens.errors import CaptureError
 from memlens.live.follow import DeviceState, RankFollower
+from memlens.watching.beside import is_running
 
 __all__ = ["RankView", "Ranks"]
 
@@ -36,11 +38,13 @@ class Ranks:
 
     Args:
         run: the folder.
+        everywhere: ranks on other hosts as well, of which there may be thousands.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, everywhere: bool = False) -> None:
         self._run = run
         self._host = socket.gethostname()
+        self._everywhere = everywhere
         self._followers: dict[Path, RankFollower | None] = {}
         self.problem: str | None = None
         """Why a rank can not be followed."""
@@ -71,13 +75,27 @@ class Ranks:
         except CaptureError as error:
             self._lose(folder, error)
             return
-        # Ranks of other hosts are theirs to follow: there may be thousands.
-        mine = follower.header.get("host", self._host) == self._host
-        self._followers[folder] = follower if mine else None
+        mine = follower.header.get("host") == self._host
+        self._followers[folder] = follower if mine or self._everywhere else None
 
     def _lose(self, folder: Path, error: CaptureError) -> None:
         self._followers[folder] = None
         self.problem = f"{folder.name} is no longer followed: {error}"
+
+    def have_ended(self) -> bool:
+        """Whether no rank records any more, as far as one can tell from here."""
+        return bool(self._followers) and not any(
+            self._records(follower.header)
+            for follower in self._followers.values()
+            if follower is not None
+        )
+
+    def _records(self, header: dict[str, Any]) -> bool:
+        if header["closed"]:
+            return False
+        if header.get("host") != self._host or not isinstance(header.get("pid"), int):
+            return True
+        return is_running(header["pid"])
 
     def views(self) -> list[RankView]:
         """What is known of each, by rank; of a rank that was started again, the last start."""
