@@ -30,8 +30,8 @@ class Exporter:
     """`module:function`."""
     opens_with: str
     """How to open the result; `{path}` stands for it, quoted for a shell."""
-    suffix: str = ""
-    """What the name of the file ends with; empty: the result is a folder."""
+    file: str = ""
+    """What the file is called, if the result is one; empty: a folder, named after the tool."""
     text: str = ""
     """One line about it, for `memlens export --help`."""
 
@@ -55,19 +55,19 @@ EXPORTERS: dict[str, Exporter] = {
     "html": Exporter(
         "memlens.exporters.html.page:export",
         "a browser, with {path}",
-        ".html",
+        "memory.html",
         text="one page to look into the run, which needs no network",
     ),
     "svg": Exporter(
         "memlens.exporters.pictures.export:export_svg",
         "a browser, with {path}",
-        ".svg",
+        "memory.svg",
         text="a picture of the peak and the timeline, light or dark",
     ),
     "png": Exporter(
         "memlens.exporters.pictures.export:export_png",
         "any viewer of pictures, with {path}",
-        ".png",
+        "memory.png",
         text="the same picture in pixels",
     ),
     "torch-tb-profiler": Exporter(
@@ -78,19 +78,19 @@ EXPORTERS: dict[str, Exporter] = {
     "memory-viz": Exporter(
         "memlens.exporters.memory_viz:export",
         "drop {path} onto https://pytorch.org/memory_viz",
-        ".pickle",
+        "memory-viz.pickle",
         text="a torch memory snapshot, with our categories",
     ),
     "perfetto": Exporter(
         "memlens.exporters.perfetto:export",
         "https://ui.perfetto.dev (Open trace file), with {path}",
-        ".json.gz",
+        "perfetto.json.gz",
         text="a trace: levels by category, steps, phases and modules",
     ),
     "speedscope": Exporter(
         "memlens.exporters.speedscope:export",
         "npx speedscope {path}, or drop it onto https://www.speedscope.app",
-        ".json",
+        "speedscope.json",
         text="flame graphs of the peak, by stack and by module",
     ),
     "folded": Exporter(
@@ -99,7 +99,7 @@ EXPORTERS: dict[str, Exporter] = {
         text="folded stacks of the peak, for flamegraph.pl",
     ),
 }
-"""Every exporter. The name, with the suffix, is also that of the default result, inside the run."""
+"""Every exporter, by the name of the tool or format."""
 
 
 def export(capture: Capture, to: str, out: Path | None = None) -> Path:
@@ -108,7 +108,7 @@ def export(capture: Capture, to: str, out: Path | None = None) -> Path:
     Args:
         capture: what to write.
         to: one of the names in EXPORTERS.
-        out: the file or folder to make; None means one inside the run, named after the exporter.
+        out: the file or folder to make; None means one inside the run.
 
     Returns:
         The file or folder.
@@ -121,17 +121,17 @@ def export(capture: Capture, to: str, out: Path | None = None) -> Path:
     exporter = EXPORTERS[to]
     module, _, function = exporter.target.partition(":")
     write: Callable[[Capture, Path], None] = getattr(import_module(module), function)
-    result = out if out is not None else Path(capture.info.path) / f"{to}{exporter.suffix}"
+    result = out if out is not None else Path(capture.info.path) / (exporter.file or to)
     # Made beside its final place and moved there when complete, so that a failure leaves nothing
     # that looks like a result, and a tool that watches the folder never reads half of it.
     unfinished = result.with_name(f".{result.name}.unfinished-{os.getpid()}")
     try:
-        if result.exists() and (exporter.suffix or not result.is_dir() or any(result.iterdir())):
+        if result.exists() and (exporter.file or not result.is_dir() or any(result.iterdir())):
             raise OutputExistsError(
                 f"{result} is already there and is never overwritten; "
                 "remove it, or choose another with --out"
             )
-        (unfinished.parent if exporter.suffix else unfinished).mkdir(parents=True, exist_ok=True)
+        (unfinished.parent if exporter.file else unfinished).mkdir(parents=True, exist_ok=True)
         try:
             write(capture, unfinished)
             unfinished.replace(result)
