@@ -17,7 +17,10 @@ export const address = {
 function fromParent() {
   const page = parentPage();
   if (!page) return "";
-  const held = page.location.hash.slice(1).split("&").find((part) => part.startsWith(`${KEY}=`));
+  const held = page.location.hash
+    .slice(1)
+    .split("&")
+    .find((part) => part.startsWith(`${KEY}=`));
   if (!held) return "";
   try {
     return decodeURIComponent(held.slice(KEY.length + 1));
@@ -29,9 +32,16 @@ function fromParent() {
 function toParent(text) {
   const page = parentPage();
   if (!page) return;
-  const parts = page.location.hash.slice(1).split("&").filter((part) => !part.startsWith(`${KEY}=`));
+  const parts = page.location.hash
+    .slice(1)
+    .split("&")
+    .filter((part) => !part.startsWith(`${KEY}=`));
   if (text) parts.push(`${KEY}=${encodeURIComponent(text)}`);
-  page.history.replaceState(page.history.state, "", `${page.location.pathname}${page.location.search}#${parts.join("&")}`);
+  page.history.replaceState(
+    page.history.state,
+    "",
+    `${page.location.pathname}${page.location.search}#${parts.join("&")}`,
+  );
 }
 
 /** The page around this one, if there is one that we may speak to. */

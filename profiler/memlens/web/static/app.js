@@ -2,6 +2,7 @@
 
 import { busy } from "./asking.js";
 import { el, fill, notice, segmented, selector } from "./dom.js";
+import { rankName } from "./charts/ranks.js";
 import { showHelp } from "./help.js";
 import { followTheme, THEMES } from "./theme.js";
 import { formatCount } from "./units.js";
@@ -13,8 +14,12 @@ import { StepsView } from "./views/steps.js";
 import { TimelineView } from "./views/timeline.js";
 
 const VIEWS = [
-  ["timeline", "Timeline", TimelineView], ["modules", "Modules", ModulesView], ["lifetimes", "Lifetimes", LifetimesView],
-  ["steps", "Steps", StepsView], ["ranks", "Ranks", RanksView], ["compare", "Compare", CompareView],
+  ["timeline", "Timeline", TimelineView],
+  ["modules", "Modules", ModulesView],
+  ["lifetimes", "Lifetimes", LifetimesView],
+  ["steps", "Steps", StepsView],
+  ["ranks", "Ranks", RanksView],
+  ["compare", "Compare", CompareView],
 ];
 const POLL_MS = 3000;
 const QUIET_POLL_MS = 15000;
@@ -96,8 +101,13 @@ export class App {
   /** Build the view anew if it shows something else now, or have it ask again. */
   compareWith(before) {
     const now = this.run();
-    if (!this.view || before?.run !== now?.run || Boolean(before?.error) !== Boolean(now?.error)
-      || before?.ranks.length !== now?.ranks.length) return this.showView();
+    if (
+      !this.view ||
+      before?.run !== now?.run ||
+      Boolean(before?.error) !== Boolean(now?.error) ||
+      before?.ranks.length !== now?.ranks.length
+    )
+      return this.showView();
     // While a job runs, how much it has recorded is not told; nor once it was killed.
     if (now.state !== "finished" || extent(before) !== extent(now)) {
       this.source.forget?.();
@@ -114,37 +124,109 @@ export class App {
     const runs = this.runs.map((entry) => [entry.run, title(entry, this.runs)]);
     const ranks = run?.ranks.map((entry) => [entry.key, `${rankName(entry)} — ${entry.device}`]) ?? [];
     const focused = document.activeElement?.getAttribute?.("aria-label");
-    if (this.header.contains(document.activeElement) && document.activeElement.tagName === "SELECT"
-      && this.shownRuns === JSON.stringify([runs, ranks, this.state.get("run"), this.state.get("rank"), this.state.get("theme")])) return;
-    this.shownRuns = JSON.stringify([runs, ranks, this.state.get("run"), this.state.get("rank"), this.state.get("theme")]);
-    fill(this.header,
+    if (
+      this.header.contains(document.activeElement) &&
+      document.activeElement.tagName === "SELECT" &&
+      this.shownRuns ===
+        JSON.stringify([runs, ranks, this.state.get("run"), this.state.get("rank"), this.state.get("theme")])
+    )
+      return;
+    this.shownRuns = JSON.stringify([
+      runs,
+      ranks,
+      this.state.get("run"),
+      this.state.get("rank"),
+      this.state.get("theme"),
+    ]);
+    fill(
+      this.header,
       el("h1.brand", {}, el("span.brand-mark", { "aria-hidden": "true" }), "memlens"),
       runs.length ? selector("Run", runs, run.run, (value) => this.state.set({ run: value })) : null,
-      ranks.length > 1 ? selector("Rank", ranks, rank.key, (value) => this.state.set({ rank: value, offset: 0 })) : null,
-      run && rank ? el("ul.facts", { "aria-label": "Facts" }, this.facts(run, rank).map((fact) => el("li", {}, fact))) : null,
+      ranks.length > 1
+        ? selector("Rank", ranks, rank.key, (value) => this.state.set({ rank: value, offset: 0 }))
+        : null,
+      run && rank
+        ? el(
+            "ul.facts",
+            { "aria-label": "Facts" },
+            this.facts(run, rank).map((fact) => el("li", {}, fact)),
+          )
+        : null,
       el("div.spring"),
       segmented("Theme", THEMES, this.state.get("theme"), (value) => this.state.set({ theme: value })),
-      el("button.tool.help", { type: "button", title: "Keyboard and mouse (?)", "aria-label": "Help", onclick: showHelp }, "?"));
+      el(
+        "button.tool.help",
+        { type: "button", title: "Keyboard and mouse (?)", "aria-label": "Help", onclick: showHelp },
+        "?",
+      ),
+    );
     if (focused) this.header.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
-    fill(this.tabs, VIEWS.filter(([name]) => this.offers(name)).map(([name, text], at) => el("button.tab", {
-      type: "button", role: "tab", "aria-selected": String(name === this.state.get("view")), "aria-controls": "view",
-      "data-view": name, title: `${text} (${at + 1})`, onclick: () => this.state.set({ view: name }),
-    }, text)));
-    const leftOut = run?.ranks_left_out ? [`${formatCount(run.ranks_left_out)} more ranks are not listed; the view "Ranks" shows them.`] : [];
+    fill(
+      this.tabs,
+      VIEWS.filter(([name]) => this.offers(name)).map(([name, text], at) =>
+        el(
+          "button.tab",
+          {
+            type: "button",
+            role: "tab",
+            "aria-selected": String(name === this.state.get("view")),
+            "aria-controls": "view",
+            "data-view": name,
+            title: `${text} (${at + 1})`,
+            onclick: () => this.state.set({ view: name }),
+          },
+          text,
+        ),
+      ),
+    );
+    const leftOut = run?.ranks_left_out
+      ? [`${formatCount(run.ranks_left_out)} more ranks are not listed; the view "Ranks" shows them.`]
+      : [];
     const wanted = this.state.get("run");
-    const missing = run && wanted && run.run !== wanted ? [`There is no run ${wanted} here (yet); this is ${title(run, this.runs)}.`] : [];
-    const problems = [...missing, ...(this.answer.problems ?? []), ...(run && !run.error ? run.problems : []), ...leftOut];
-    fill(this.problems, problems.length ? el("details.problem", {},
-      el("summary", {}, problems.length === 1 ? problems[0] : `${problems.length} things to know about this capture`),
-      problems.length > 1 ? el("ul", {}, problems.map((problem) => el("li", {}, problem))) : null) : null,
-    this.answer.note ? el("p.problem.note", {}, this.answer.note) : null);
+    const missing =
+      run && wanted && run.run !== wanted
+        ? [`There is no run ${wanted} here (yet); this is ${title(run, this.runs)}.`]
+        : [];
+    const problems = [
+      ...missing,
+      ...(this.answer.problems ?? []),
+      ...(run && !run.error ? run.problems : []),
+      ...leftOut,
+    ];
+    fill(
+      this.problems,
+      problems.length
+        ? el(
+            "details.problem",
+            {},
+            el(
+              "summary",
+              {},
+              problems.length === 1 ? problems[0] : `${problems.length} things to know about this capture`,
+            ),
+            problems.length > 1
+              ? el(
+                  "ul",
+                  {},
+                  problems.map((problem) => el("li", {}, problem)),
+                )
+              : null,
+          )
+        : null,
+      this.answer.note ? el("p.problem.note", {}, this.answer.note) : null,
+    );
   }
 
   facts(run, rank) {
     return [
-      run.state === "running" ? el("span.live", {}, "running") : run.state === "died" ? el("span.died", {}, "ended early") : null,
+      run.state === "running"
+        ? el("span.live", {}, "running")
+        : run.state === "died"
+          ? el("span.died", {}, "ended early")
+          : null,
       run.world_size > 1 ? `${run.world_size} ranks` : null,
-      rank.device, run.source === rank.device.split(":")[0] ? null : run.source,
+      rank.device,
+      run.source === rank.device.split(":")[0] ? null : run.source,
       rank.events === null ? null : `${formatCount(rank.events)} events`,
       rank.sharding?.length ? rank.sharding.join(", ") : null,
     ].filter(Boolean);
@@ -160,7 +242,11 @@ export class App {
     const run = this.run();
     if (!run) return void fill(this.main, this.nothing());
     if (run.error) return void fill(this.main, notice(`${run.run || run.name} cannot be read`, run.error, "error"));
-    if (!run.ranks.length) return void fill(this.main, notice("This run holds no rank yet", "They appear here as soon as a process of the job records."));
+    if (!run.ranks.length)
+      return void fill(
+        this.main,
+        notice("This run holds no rank yet", "They appear here as soon as a process of the job records."),
+      );
     const [, , View] = VIEWS.find(([name]) => name === this.state.get("view")) ?? VIEWS[0];
     this.view = new View(this);
     fill(this.main, this.view.node);
@@ -170,11 +256,14 @@ export class App {
 
   nothing() {
     if (this.answer.scanning) return notice("Looking for runs", "The folder is being read.");
-    return el("div.notice.empty", { role: "status" },
+    return el(
+      "div.notice.empty",
+      { role: "status" },
       el("strong", {}, "There is no memlens run in this folder yet"),
       el("p", {}, "Record one into it; it appears here by itself:"),
       el("pre", {}, "memlens run --out LOGDIR/my-run train.py"),
-      el("p", {}, "With memlens-runs as TensorBoard's --logdir, memlens run train.py is enough."));
+      el("p", {}, "With memlens-runs as TensorBoard's --logdir, memlens run train.py is enough."),
+    );
   }
 
   update(changed) {
@@ -202,12 +291,6 @@ export class App {
 /** Says whether more was recorded. */
 function extent(run) {
   return run && JSON.stringify([run.state, run.ranks.map(({ events }) => events)]);
-}
-
-/** A rank's number; and which start of the job or which of its devices it is, if there are several. */
-export function rankName({ key, rank, launch, device }) {
-  if (launch) return `${rank}, start ${launch + 1}`;
-  return key.includes(".") ? `${rank} on ${device}` : String(rank);
 }
 
 function title(entry, runs) {

@@ -27,12 +27,18 @@ function dress(node, properties) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "style") for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
     else if (name === "value" || name === "checked" || name === "selected") node[name] = value;
-    else node.setAttribute(name, value === true ? "" : name === "title" || name === "aria-label" ? plain(String(value)) : String(value));
+    else
+      node.setAttribute(
+        name,
+        value === true ? "" : name === "title" || name === "aria-label" ? plain(String(value)) : String(value),
+      );
   }
 }
 
 function present(children) {
-  return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false)
+  return children
+    .flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false)
     .map((child) => (typeof child === "string" ? plain(child) : child));
 }
 
@@ -66,16 +72,32 @@ export function selector(label, options, value, onChange) {
 
 /** A choice of few: buttons side by side. `options` are `[value, text]`. */
 export function segmented(label, options, value, onChange) {
-  return el("div.segmented", { role: "group", "aria-label": label },
-    options.map(([key, text]) => el("button", {
-      type: "button", "aria-pressed": String(key === value), "data-value": key, onclick: () => onChange(key),
-    }, text)));
+  return el(
+    "div.segmented",
+    { role: "group", "aria-label": label },
+    options.map(([key, text]) =>
+      el(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(key === value),
+          "data-value": key,
+          onclick: () => onChange(key),
+        },
+        text,
+      ),
+    ),
+  );
 }
 
 /** What stands where there is nothing to show: what is the matter, and what to do. */
 export function notice(title, text, kind = "empty") {
-  return el(`div.notice.${kind}`, { role: kind === "error" ? "alert" : "status" },
-    el("strong", {}, title), text ? el("p", {}, text) : null);
+  return el(
+    `div.notice.${kind}`,
+    { role: kind === "error" ? "alert" : "status" },
+    el("strong", {}, title),
+    text ? el("p", {}, text) : null,
+  );
 }
 
 /** Call later, and once only if called often. */

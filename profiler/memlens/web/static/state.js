@@ -1,13 +1,40 @@
 /** What is being looked at, kept in the address, so that a view can be reloaded and passed on. */
 
 const DEFAULTS = {
-  run: null, rank: null, view: "timeline", layout: "rank", from: null, to: null, at: null,
-  category: "", search: "", sort: "size", descending: true, offset: 0,
-  with: null, with_rank: null, module: "", curves: "areas", axis: "steps", step_from: null, step_to: null, theme: "auto",
+  run: null,
+  rank: null,
+  view: "timeline",
+  layout: "rank",
+  from: null,
+  to: null,
+  at: null,
+  category: "",
+  search: "",
+  sort: "size",
+  descending: true,
+  offset: 0,
+  with: null,
+  with_rank: null,
+  module: "",
+  curves: "areas",
+  axis: "steps",
+  step_from: null,
+  step_to: null,
+  theme: "auto",
 };
 const NUMBERS = new Set(["from", "to", "step_from", "step_to", "at", "offset"]);
 /** What says nothing of another run. */
-const OF_A_RUN = { rank: null, from: null, to: null, step_from: null, step_to: null, at: null, offset: 0, search: "", module: "" };
+const OF_A_RUN = {
+  rank: null,
+  from: null,
+  to: null,
+  step_from: null,
+  step_to: null,
+  at: null,
+  offset: 0,
+  search: "",
+  module: "",
+};
 
 export class State {
   /** @param place where the address is kept; see `address.js`. */

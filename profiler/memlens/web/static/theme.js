@@ -2,7 +2,11 @@
 
 import { parentPage } from "./address.js";
 
-export const THEMES = [["auto", "Auto"], ["light", "Light"], ["dark", "Dark"]];
+export const THEMES = [
+  ["auto", "Auto"],
+  ["light", "Light"],
+  ["dark", "Dark"],
+];
 
 /** Put the style sheets onto the page; an exported file brings its own. */
 export function loadStyles() {
@@ -21,9 +25,7 @@ export function followTheme(state, onChange) {
   const around = parentPage()?.document.body ?? null;
   const apply = () => {
     const chosen = state.get("theme");
-    const isDark = chosen === "auto"
-      ? around?.classList.contains("dark-mode") ?? system.matches
-      : chosen === "dark";
+    const isDark = chosen === "auto" ? (around?.classList.contains("dark-mode") ?? system.matches) : chosen === "dark";
     const theme = isDark ? "dark" : "light";
     if (document.documentElement.dataset.theme === theme) return;
     document.documentElement.dataset.theme = theme;

@@ -17,7 +17,9 @@ export class AreaChart {
       ...options,
       series: [
         ...top.map(({ key, colour: paint }) => ({
-          paths: stepped, points: { show: false }, width: 0.75,
+          paths: stepped,
+          points: { show: false },
+          width: 0.75,
           stroke: () => (this.has(key) ? colour("surface") : null),
           fill: () => (this.has(key) ? this.paint(key, paint) : null),
         })),
@@ -45,7 +47,16 @@ export class AreaChart {
   }
 
   /** Show an answer to `timeline`. `most` may be that of several charts, so that they share an axis. */
-  show(answer, { most = AreaChart.most(answer), category = "", picked = null, window = [answer.from, answer.to], span = answer.span } = {}) {
+  show(
+    answer,
+    {
+      most = AreaChart.most(answer),
+      category = "",
+      picked = null,
+      window = [answer.from, answer.to],
+      span = answer.span,
+    } = {},
+  ) {
     this.answer = answer;
     this.category = category;
     const times = [...answer.time, answer.to];
@@ -62,12 +73,19 @@ export class AreaChart {
       [
         times,
         ...[...this.kinds].reverse().map(({ key }) => cumulated.get(key)),
-        held(answer.allocated), held(answer.reserved), times.map(() => capacity),
+        held(answer.allocated),
+        held(answer.reserved),
+        times.map(() => capacity),
       ],
       {
-        window, span, most: most * HEADROOM,
+        window,
+        span,
+        most: most * HEADROOM,
         marks: {
-          steps: answer.steps, phases: answer.phases, picked, end: answer.span[1],
+          steps: answer.steps,
+          phases: answer.phases,
+          picked,
+          end: answer.span[1],
           peak: answer.window_peak && { time: answer.window_peak.time, bytes: answer.window_peak.allocated_bytes },
         },
       },
@@ -87,9 +105,17 @@ export class AreaChart {
     };
   }
 
-  focus(category) {
-    this.category = category;
-    this.plot.redraw();
+  /** Which band of the stack the pointer is in. */
+  bandAt(entry, event) {
+    const { chart } = this.plot;
+    const wanted = chart.posToVal(event.clientY - chart.over.getBoundingClientRect().top, "y");
+    let sum = 0;
+    for (const { key, label } of this.kinds) {
+      const bytes = entry.categories[key] ?? 0;
+      sum += bytes;
+      if (bytes && wanted <= sum) return { label, bytes };
+    }
+    return null;
   }
 
   destroy() {
@@ -98,7 +124,7 @@ export class AreaChart {
 }
 
 /** Step and phase at a time, as far as the answer's marks tell: they may be thinned out. */
-export function placeAt(answer, time) {
+function placeAt(answer, time) {
   const step = lastBefore(answer.steps, time, 1);
   const phase = lastBefore(answer.phases, time, 0);
   const next = answer.steps[answer.steps.indexOf(step) + 1];

@@ -15,17 +15,26 @@ export class Legend {
       const value = el("span.legend-value");
       const share = el("span.legend-share");
       const bar = el("span.legend-bar", { style: { background: kind.colour } });
-      const row = el("button.legend-row", {
-        type: "button", "aria-pressed": "false", "data-category": kind.key,
-        title: `Show only ${kind.label}`,
-        onclick: () => onChoose(row.getAttribute("aria-pressed") === "true" ? "" : kind.key),
-      }, swatch(kind), el("span.legend-label", {}, kind.label), value, share, bar);
+      const row = el(
+        "button.legend-row",
+        {
+          type: "button",
+          "aria-pressed": "false",
+          "data-category": kind.key,
+          title: `Show only ${kind.label}`,
+          onclick: () => onChoose(row.getAttribute("aria-pressed") === "true" ? "" : kind.key),
+        },
+        swatch(kind),
+        el("span.legend-label", {}, kind.label),
+        value,
+        share,
+        bar,
+      );
       body.append(row);
       this.rows.set(kind.key, { row, value, share, bar });
     }
     this.totals = el("dl.legend-totals");
-    this.node = el("aside.legend", { "aria-label": "Values at the cursor" },
-      this.title, this.place, body, this.totals);
+    this.node = el("aside.legend", { "aria-label": "Values at the cursor" }, this.title, this.place, body, this.totals);
   }
 
   /** @param entry `{allocated, reserved, categories}`; `known` are the keys that occur at all. */
@@ -44,16 +53,21 @@ export class Legend {
       share.textContent = formatShare(bytes, entry.allocated);
       bar.style.width = `${entry.allocated ? (100 * bytes) / entry.allocated : 0}%`;
     }
-    fill(this.totals,
+    fill(
+      this.totals,
       this.total("allocated", entry.allocated, "line-allocated"),
       entry.reserved === null ? null : this.total("reserved", entry.reserved, "line-reserved"),
-      capacity === null ? null : this.total("capacity", capacity, "line-capacity"));
+      capacity === null ? null : this.total("capacity", capacity, "line-capacity"),
+    );
   }
 
   total(label, bytes, look) {
-    return el("div", { "data-total": label, "data-bytes": String(bytes) },
+    return el(
+      "div",
+      { "data-total": label, "data-bytes": String(bytes) },
       el("dt", {}, el(`span.line.${look}`), label),
-      el("dd", { title: `${formatCount(bytes)} bytes` }, formatBytes(bytes)));
+      el("dd", { title: `${formatCount(bytes)} bytes` }, formatBytes(bytes)),
+    );
   }
 }
 

@@ -13,7 +13,9 @@ export class LineChart {
     this.plot = new Plot(host, {
       ...options,
       series: paints.map((paint, number) => ({
-        paths: stepped, points: { show: false }, width: 1.5,
+        paths: stepped,
+        points: { show: false },
+        width: 1.5,
         stroke: () => {
           const shown = paint.startsWith("#") ? paint : colour(paint);
           return this.focused < 0 || this.focused === number ? shown : `${shown}40`;

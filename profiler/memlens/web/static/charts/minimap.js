@@ -12,8 +12,12 @@ export class Minimap {
   constructor(onWindow) {
     this.canvas = el("canvas", { height: HEIGHT_PX });
     this.shade = el("div.minimap-window");
-    this.node = el("div.minimap", { "aria-hidden": "true", title: "The whole run; drag to move the window" },
-      this.canvas, this.shade);
+    this.node = el(
+      "div.minimap",
+      { "aria-hidden": "true", title: "The whole run; drag to move the window" },
+      this.canvas,
+      this.shade,
+    );
     this.onWindow = onWindow;
     this.span = [0, 1];
     this.curve = { time: [], bytes: [] };

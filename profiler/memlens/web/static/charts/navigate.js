@@ -66,18 +66,22 @@ export function navigate(over, axis, actions) {
   over.addEventListener("dblclick", () => actions.onWindow?.(axis.span()));
   over.addEventListener("auxclick", (event) => event.preventDefault());
   if (actions.onWindow) {
-    over.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const [from, to] = axis.window();
-      if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
-        const shift = (event.deltaX / over.clientWidth) * (to - from);
-        const [first, last] = axis.span();
-        const held = Math.min(Math.max(shift, first - from), last - to);
-        return actions.onWindow([Math.round(from + held), Math.round(to + held)]);
-      }
-      const factor = Math.exp(Math.max(-0.5, Math.min(0.5, event.deltaY / 400)));
-      actions.onWindow(zoomed([from, to], factor, timeAt(px(event)), axis.span()));
-    }, { passive: false });
+    over.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const [from, to] = axis.window();
+        if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
+          const shift = (event.deltaX / over.clientWidth) * (to - from);
+          const [first, last] = axis.span();
+          const held = Math.min(Math.max(shift, first - from), last - to);
+          return actions.onWindow([Math.round(from + held), Math.round(to + held)]);
+        }
+        const factor = Math.exp(Math.max(-0.5, Math.min(0.5, event.deltaY / 400)));
+        actions.onWindow(zoomed([from, to], factor, timeAt(px(event)), axis.span()));
+      },
+      { passive: false },
+    );
   }
 
   function stop() {

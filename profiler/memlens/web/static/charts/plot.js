@@ -38,11 +38,15 @@ export class Plot {
     this.crosshair.className = "crosshair";
     this.crosshair.hidden = true;
     this.chart.over.append(this.crosshair);
-    navigate(this.chart.over, { window: () => this.window, span: () => this.span }, {
-      onWindow: onWindow && ((window) => onWindow(window)),
-      onPick: onPick && ((time, event) => onPick(this.indexAt(time), time, event)),
-      onHover: onHover && ((time, event) => onHover(time === null ? null : this.indexAt(time), time, event)),
-    });
+    navigate(
+      this.chart.over,
+      { window: () => this.window, span: () => this.span },
+      {
+        onWindow: onWindow && ((window) => onWindow(window)),
+        onPick: onPick && ((time, event) => onPick(this.indexAt(time), time, event)),
+        onHover: onHover && ((time, event) => onHover(time === null ? null : this.indexAt(time), time, event)),
+      },
+    );
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(host);
   }
@@ -65,13 +69,26 @@ export class Plot {
       series: [{}, ...series],
       axes: [
         {
-          stroke: ink, grid, ticks: { ...ticks, size: STRIP_PX + 4 }, font: FONT, size: STRIP_PX + 28, gap: 2,
-          incrs: TIME_STEPS, space: 90,
+          stroke: ink,
+          grid,
+          ticks: { ...ticks, size: STRIP_PX + 4 },
+          font: FONT,
+          size: STRIP_PX + 28,
+          gap: 2,
+          incrs: TIME_STEPS,
+          space: 90,
           values: (_, splits) => splits.map((time) => this.textOf(time, splits[1] - splits[0] || 1e9, this.window[1])),
         },
         {
-          show: true, stroke: ink, grid: { ...grid, show: !this.paint }, ticks: { ...ticks, show: !this.paint },
-          font: FONT, size: AXIS_PX, gap: 4, incrs: BYTE_STEPS, space: 40,
+          show: true,
+          stroke: ink,
+          grid: { ...grid, show: !this.paint },
+          ticks: { ...ticks, show: !this.paint },
+          font: FONT,
+          size: AXIS_PX,
+          gap: 4,
+          incrs: BYTE_STEPS,
+          space: 40,
           values: (_, splits) => splits.map((bytes) => (this.paint ? "" : formatBytes(bytes).replace(".00", ""))),
         },
       ],

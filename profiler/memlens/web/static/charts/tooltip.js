@@ -7,9 +7,16 @@ let box = null;
 /** Show lines beside the pointer: text, or `[label, text]`, or nodes. */
 export function showTooltip(event, lines) {
   box ??= document.body.appendChild(el("div.tooltip", { role: "tooltip" }));
-  fill(box, lines.filter(Boolean).map((line) => (Array.isArray(line)
-    ? el("div.tooltip-pair", {}, el("span", {}, line[0]), el("span", {}, line[1]))
-    : el("div", {}, line))));
+  fill(
+    box,
+    lines
+      .filter(Boolean)
+      .map((line) =>
+        Array.isArray(line)
+          ? el("div.tooltip-pair", {}, el("span", {}, line[0]), el("span", {}, line[1]))
+          : el("div", {}, line),
+      ),
+  );
   box.hidden = false;
   const { innerWidth, innerHeight } = window;
   const { offsetWidth, offsetHeight } = box;

@@ -25,16 +25,26 @@ export class FileSource {
     const { from = null, to = null } = parameters;
     const window = from === null || to === null ? null : [from, to];
     switch (question) {
-      case "runs": return this.data.runs;
-      case "ranks": return this.data.all_ranks;
-      case "overlay": return this.overlay(parameters, window);
-      case "difference": return this.difference(parameters);
-      case "steps": return this.rank(parameters.rank).told.steps;
-      case "timeline": return this.rank(parameters.rank).timeline(window, parameters.points ?? 1000);
-      case "alive": return this.rank(parameters.rank).alive(parameters);
-      case "modules": return this.rank(parameters.rank).modules(parameters.time ?? null);
-      case "lifetimes": return this.rank(parameters.rank).lifetimes(window, parameters);
-      default: throw new Refusal(`There is no question ${question}.`);
+      case "runs":
+        return this.data.runs;
+      case "ranks":
+        return this.data.all_ranks;
+      case "overlay":
+        return this.overlay(parameters, window);
+      case "difference":
+        return this.difference(parameters);
+      case "steps":
+        return this.rank(parameters.rank).told.steps;
+      case "timeline":
+        return this.rank(parameters.rank).timeline(window, parameters.points ?? 1000);
+      case "alive":
+        return this.rank(parameters.rank).alive(parameters);
+      case "modules":
+        return this.rank(parameters.rank).modules(parameters.time ?? null);
+      case "lifetimes":
+        return this.rank(parameters.rank).lifetimes(window, parameters);
+      default:
+        throw new Refusal(`There is no question ${question}.`);
     }
   }
 
@@ -52,10 +62,18 @@ export class FileSource {
     const span = [0, Math.max(...opened.map(({ told }, at) => told.total + shifts[at]))];
     const [from, to] = window ?? span;
     return {
-      span, from, to,
+      span,
+      from,
+      to,
       ranks: opened.map((rank, at) => {
         const { time, allocated } = rank.sample([from - shifts[at], to - shifts[at]], 500);
-        return { key: rank.told.key, rank: rank.told.rank, shift: shifts[at], time: time.map((now) => now + shifts[at]), allocated };
+        return {
+          key: rank.told.key,
+          rank: rank.told.rank,
+          shift: shifts[at],
+          time: time.map((now) => now + shifts[at]),
+          allocated,
+        };
       }),
     };
   }
@@ -71,13 +89,23 @@ export class FileSource {
       }
     });
     const size = (categories) => Object.values(categories).reduce((total, bytes) => total + bytes, 0);
-    const rows = [...modules.values()].sort((x, y) => Math.abs(size(y.b) - size(y.a)) - Math.abs(size(x.b) - size(x.a)));
+    const rows = [...modules.values()].sort(
+      (x, y) => Math.abs(size(y.b) - size(y.a)) - Math.abs(size(x.b) - size(x.a)),
+    );
     const at = sides.map(({ told }) => told.peak_categories);
-    const about = (side, which) => ({ ...which, peak_bytes: sides[side].told.peak.allocated_bytes, peak: sides[side].told.peak });
+    const about = (side, which) => ({
+      ...which,
+      peak_bytes: sides[side].told.peak.allocated_bytes,
+      peak: sides[side].told.peak,
+    });
     return {
-      a: about(0, { run, rank }), b: about(1, { run: otherRun, rank: otherRank }),
-      categories: this.data.runs.series.map(({ key }) => ({ key, a: at[0][key] ?? 0, b: at[1][key] ?? 0 })).filter(({ a, b }) => a || b),
-      modules: rows.slice(0, MOST_MODULES), left_out: { count: Math.max(rows.length - MOST_MODULES, 0) },
+      a: about(0, { run, rank }),
+      b: about(1, { run: otherRun, rank: otherRank }),
+      categories: this.data.runs.series
+        .map(({ key }) => ({ key, a: at[0][key] ?? 0, b: at[1][key] ?? 0 }))
+        .filter(({ a, b }) => a || b),
+      modules: rows.slice(0, MOST_MODULES),
+      left_out: { count: Math.max(rows.length - MOST_MODULES, 0) },
     };
   }
 }

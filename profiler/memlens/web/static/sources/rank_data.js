@@ -14,7 +14,9 @@ export class RankData {
     this.time = running(curve.time);
     this.allocated = running(curve.allocated);
     this.reserved = told.reserved && { time: running(told.reserved.time), level: running(told.reserved.level) };
-    this.categories = Object.fromEntries(Object.entries(curve.categories).map(([key, changes]) => [key, running(changes)]));
+    this.categories = Object.fromEntries(
+      Object.entries(curve.categories).map(([key, changes]) => [key, running(changes)]),
+    );
     this.blocks = { ...blocks, row: running(blocks.row), born: running(blocks.born) };
     this.atPeak = new Set(running(told.at_peak));
     this.parts = new Map(blocks.parts.map(([number, parts]) => [number, parts]));
@@ -38,7 +40,8 @@ export class RankData {
       const columns = Math.max(Math.floor((points - 1) / 2), 1);
       let low = begin;
       for (let column = 1; column <= columns && low < end; column++) {
-        const high = column === columns ? end : Math.max(after(this.time, from + ((to - from) * column) / columns), low);
+        const high =
+          column === columns ? end : Math.max(after(this.time, from + ((to - from) * column) / columns), low);
         if (high === low) continue;
         let best = low;
         for (let at = low; at < high; at++) if (this.allocated[at] > this.allocated[best]) best = at;
@@ -49,8 +52,11 @@ export class RankData {
     }
     const level = (column) => [begin ? column[begin - 1] : 0, ...chosen.map((at) => column[at])];
     return {
-      time: [from, ...chosen.map((at) => this.time[at])], allocated: level(this.allocated),
-      entries: [begin - 1, ...chosen], level, isExact,
+      time: [from, ...chosen.map((at) => this.time[at])],
+      allocated: level(this.allocated),
+      entries: [begin - 1, ...chosen],
+      level,
+      isExact,
     };
   }
 
@@ -59,17 +65,38 @@ export class RankData {
     const span = [0, told.total];
     const [from, to] = clip(window ?? span, span);
     const { time, allocated, level, isExact, entries } = this.sample([from, to], points);
-    const categories = Object.fromEntries(Object.entries(this.categories).map(([key, column]) => [key, level(column)]).filter(([, column]) => column.some(Boolean)));
+    const categories = Object.fromEntries(
+      Object.entries(this.categories)
+        .map(([key, column]) => [key, level(column)])
+        .filter(([, column]) => column.some(Boolean)),
+    );
     const highest = allocated.reduce((best, bytes, at) => (bytes > allocated[best] ? at : best), 0);
     const steps = told.step_starts.filter(([, start]) => start >= from && start <= to);
     const stride = Math.ceil(steps.length / 300) || 1;
     const first = Math.max(told.phases.findIndex(([when]) => when > from) - 1, 0);
-    const phases = (told.phases.length && told.phases[told.phases.length - 1][0] <= from ? told.phases.slice(-1) : told.phases.slice(first)).filter(([when]) => when <= to);
+    const phases = (
+      told.phases.length && told.phases[told.phases.length - 1][0] <= from
+        ? told.phases.slice(-1)
+        : told.phases.slice(first)
+    ).filter(([when]) => when <= to);
     return {
-      span, from, to, time, allocated, categories, reserved: this.reservedOver(time, isExact && told.curve.exact), capacity_bytes: told.capacity_bytes,
-      exact: isExact && told.curve.exact, steps: steps.filter(([step]) => step % stride === 0),
+      span,
+      from,
+      to,
+      time,
+      allocated,
+      categories,
+      reserved: this.reservedOver(time, isExact && told.curve.exact),
+      capacity_bytes: told.capacity_bytes,
+      exact: isExact && told.curve.exact,
+      steps: steps.filter(([step]) => step % stride === 0),
       phases: phases.length > 400 ? [] : phases.map(([when, phase]) => [Math.max(when, from), phase]),
-      peak: told.peak, window_peak: { ...this.place(entries[highest] < 0 ? 0 : this.time[entries[highest]]), time: time[highest], allocated_bytes: allocated[highest] },
+      peak: told.peak,
+      window_peak: {
+        ...this.place(entries[highest] < 0 ? 0 : this.time[entries[highest]]),
+        time: time[highest],
+        allocated_bytes: allocated[highest],
+      },
     };
   }
 
@@ -78,7 +105,7 @@ export class RankData {
     if (!this.reserved) return null;
     const { time, level } = this.reserved;
     return entries.map((begin, at) => {
-      const end = isExact ? begin : entries[at + 1] ?? begin;
+      const end = isExact ? begin : (entries[at + 1] ?? begin);
       let place = after(time, begin);
       let most = place ? level[place - 1] : 0;
       for (; place < time.length && time[place] < end; place++) most = Math.max(most, level[place]);
@@ -90,7 +117,11 @@ export class RankData {
   place(time) {
     const { told } = this;
     if (time === told.peak.time) return { step: told.peak.step, phase: told.peak.phase, module: told.peak.module };
-    return { step: lastBefore(told.step_changes, time, 1)?.[0] ?? 0, phase: lastBefore(told.phases, time, 0)?.[1] ?? "", module: "" };
+    return {
+      step: lastBefore(told.step_changes, time, 1)?.[0] ?? 0,
+      phase: lastBefore(told.phases, time, 0)?.[1] ?? "",
+      module: "",
+    };
   }
 
   allocatedAt(time) {
@@ -105,14 +136,16 @@ export class RankData {
     const found = [];
     for (let number = 0; number < this.blocks.born.length; number++) {
       const freed = time === null ? null : this.freed(number);
-      const isAlive = time === null ? this.atPeak.has(number) : this.blocks.born[number] <= time && (freed === null || freed > time);
+      const isAlive =
+        time === null ? this.atPeak.has(number) : this.blocks.born[number] <= time && (freed === null || freed > time);
       if (isAlive) found.push(number);
     }
     return found;
   }
 
   moment(time) {
-    return time === null ? this.told.peak
+    return time === null
+      ? this.told.peak
       : { time: Math.min(time, this.told.total), allocated_bytes: this.allocatedAt(time), ...this.place(time) };
   }
 
@@ -122,14 +155,24 @@ export class RankData {
     const held = all.reduce((total, number) => total + this.blocks.size[number], 0);
     const wanted = search.toLowerCase();
     const kind = this.series.findIndex(({ key }) => key === category);
-    const matching = all.filter((number) => (!category || this.blocks.category[number] === kind) && (!wanted || this.texts(number).includes(wanted)));
+    const matching = all.filter(
+      (number) =>
+        (!category || this.blocks.category[number] === kind) && (!wanted || this.texts(number).includes(wanted)),
+    );
     const page = sorted(this, matching, sort, Boolean(Number(descending))).slice(offset, offset + limit);
     const rest = this.told.left_out.count ? moment.allocated_bytes - held : 0;
     return {
-      ...moment, count: all.length, left_out: rest ? { size_bytes: rest } : null,
-      matching: { count: matching.length, size_bytes: matching.reduce((total, number) => total + this.blocks.size[number], 0) },
+      ...moment,
+      count: all.length,
+      left_out: rest ? { size_bytes: rest } : null,
+      matching: {
+        count: matching.length,
+        size_bytes: matching.reduce((total, number) => total + this.blocks.size[number], 0),
+      },
       rows: page.map((number) => this.row(number)),
-      stacks: Object.fromEntries(page.map((number) => [this.blocks.stack[number], this.stack(this.blocks.stack[number]).slice(0, MOST_FRAMES)])),
+      stacks: Object.fromEntries(
+        page.map((number) => [this.blocks.stack[number], this.stack(this.blocks.stack[number]).slice(0, MOST_FRAMES)]),
+      ),
     };
   }
 
@@ -154,18 +197,30 @@ export class RankData {
 
   texts(number) {
     const { key, label } = this.series[this.blocks.category[number]];
-    return [this.name(number), this.module(number), key, label, ...this.stack(this.blocks.stack[number])].join("\n").toLowerCase();
+    return [this.name(number), this.module(number), key, label, ...this.stack(this.blocks.stack[number])]
+      .join("\n")
+      .toLowerCase();
   }
 
   row(number) {
     const { blocks, told } = this;
     const parts = [...(this.parts.get(number) ?? [])].sort((a, b) => b[2] - a[2]).slice(0, MOST_PARTS);
     return {
-      row: blocks.row[number], size_bytes: blocks.size[number], requested_bytes: blocks.requested[number],
-      category: this.series[blocks.category[number]].key, certainty: told.certainties[blocks.certainty[number]],
-      name: this.name(number), module: this.module(number), op: this.op(number), step: blocks.step[number],
-      phase: told.phase_names[blocks.phase[number]], rank: told.rank, born: blocks.born[number], freed: this.freed(number),
-      preexisting: Boolean(blocks.preexisting[number]), stack: blocks.stack[number],
+      row: blocks.row[number],
+      size_bytes: blocks.size[number],
+      requested_bytes: blocks.requested[number],
+      category: this.series[blocks.category[number]].key,
+      certainty: told.certainties[blocks.certainty[number]],
+      name: this.name(number),
+      module: this.module(number),
+      op: this.op(number),
+      step: blocks.step[number],
+      phase: told.phase_names[blocks.phase[number]],
+      rank: told.rank,
+      born: blocks.born[number],
+      freed: this.freed(number),
+      preexisting: Boolean(blocks.preexisting[number]),
+      stack: blocks.stack[number],
       parts: parts.map(([name, module, size]) => [told.names[name], told.modules[module]?.[0] ?? "", size]),
     };
   }
@@ -194,7 +249,9 @@ export class RankData {
     }
     const moment = this.moment(time);
     return {
-      time: moment.time, allocated_bytes: moment.allocated_bytes, modules: [...held.values()],
+      time: moment.time,
+      allocated_bytes: moment.allocated_bytes,
+      modules: [...held.values()],
       left_out: { count: 0, size_bytes: moment.allocated_bytes - total },
     };
   }
@@ -206,10 +263,18 @@ export class RankData {
     const inside = [];
     for (let number = 0; number < blocks.born.length; number++) {
       const freed = this.freed(number);
-      if (blocks.born[number] <= to && (freed === null || freed > from) && (!category || blocks.category[number] === kind)) inside.push(number);
+      if (
+        blocks.born[number] <= to &&
+        (freed === null || freed > from) &&
+        (!category || blocks.category[number] === kind)
+      )
+        inside.push(number);
     }
     const bytes = (numbers) => numbers.reduce((total, number) => total + blocks.size[number], 0);
-    const shown = [...inside].sort((a, b) => blocks.size[b] - blocks.size[a]).slice(0, Number(limit)).sort((a, b) => a - b);
+    const shown = [...inside]
+      .sort((a, b) => blocks.size[b] - blocks.size[a])
+      .slice(0, Number(limit))
+      .sort((a, b) => a - b);
     const bars = new Map();
     for (const number of inside) {
       let bound = 1;
@@ -219,10 +284,26 @@ export class RankData {
       bars.set(lived < 0 ? Infinity : bound, [bar[0] + 1, bar[1] + blocks.size[number]]);
     }
     return {
-      from, to, count: inside.length, size_bytes: bytes(inside), shown_bytes: bytes(shown), left_out: told.left_out,
-      blocks: shown.map((number) => [blocks.row[number], blocks.born[number], this.freed(number), blocks.size[number], blocks.category[number], blocks.module[number], blocks.name[number]]),
-      modules: told.modules.map(([name]) => name), names: told.names,
-      histogram: [...bars].sort(([a], [b]) => a - b).map(([bound, [count, size]]) => [bound === Infinity ? null : bound, count, size]),
+      from,
+      to,
+      count: inside.length,
+      size_bytes: bytes(inside),
+      shown_bytes: bytes(shown),
+      left_out: told.left_out,
+      blocks: shown.map((number) => [
+        blocks.row[number],
+        blocks.born[number],
+        this.freed(number),
+        blocks.size[number],
+        blocks.category[number],
+        blocks.module[number],
+        blocks.name[number],
+      ]),
+      modules: told.modules.map(([name]) => name),
+      names: told.names,
+      histogram: [...bars]
+        .sort(([a], [b]) => a - b)
+        .map(([bound, [count, size]]) => [bound === Infinity ? null : bound, count, size]),
     };
   }
 }

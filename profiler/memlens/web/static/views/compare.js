@@ -2,20 +2,23 @@
 
 import { AreaChart } from "../charts/area.js";
 import { LineChart } from "../charts/lines.js";
-import { swatch } from "../charts/legend.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
 import { busy, latest } from "../asking.js";
-import { breakable, el, fill, notice, segmented, selector } from "../dom.js";
-import { rankName } from "../app.js";
+import { el, fill, notice, segmented, selector } from "../dom.js";
+import { rankName } from "../charts/ranks.js";
+import { DifferenceTables } from "./difference.js";
 import { formatPlace, StepAxis } from "./step_axis.js";
-import { sum } from "./module_tree.js";
-import { formatBytes, formatCount, formatInstant, formatShare } from "../units.js";
+import { formatBytes, formatInstant, formatShare } from "../units.js";
 import { asState, panned, windowOf, zoomed } from "../window.js";
 
-const CURVES = [["areas", "Areas"], ["lines", "Lines"]];
-const AXES = [["steps", "By step"], ["time", "By time"]];
-const MOST_ROWS = 100;
-const MOST_PARTS = 3;
+const CURVES = [
+  ["areas", "Areas"],
+  ["lines", "Lines"],
+];
+const AXES = [
+  ["steps", "By step"],
+  ["time", "By time"],
+];
 
 export class CompareView {
   constructor(context) {
@@ -29,18 +32,16 @@ export class CompareView {
     this.summary = el("div.verdict");
     this.body = el("div.charts");
     this.message = el("div");
-    this.categories = el("tbody");
-    this.modules = el("tbody");
-    this.foot = el("span.table-count");
-    this.card = el("section.card", { "aria-label": "Two runs" },
-      el("header.card-head", {}, el("h2", {}, "Baseline and variant"), this.pickers), this.message, this.summary, this.body);
-    const heads = (first) => el("thead", {}, el("tr", {}, [first, "Baseline", "Variant", "Difference", "", ""].map((text) => el("th", { scope: "col" }, text))));
-    this.tables = el("div.view", {},
-      el("section.card", { "aria-label": "Difference by category" }, el("header.card-head", {}, el("h2", {}, "Difference by category"), el("span.window-text", {}, "each run at its own peak")),
-        el("div.table-scroll", {}, el("table.data.by-category", {}, heads("Category"), this.categories))),
-      el("section.card", { "aria-label": "Difference by module" }, el("header.card-head", {}, el("h2", {}, "Difference by module"), el("span.window-text", {}, "the largest first")),
-        el("div.table-scroll", {}, el("table.data.by-module", {}, heads("Module"), this.modules)), el("footer.card-foot", {}, this.foot)));
-    this.node = el("div.view.view-compare", {}, this.card, this.tables);
+    this.tables = new DifferenceTables(context.kinds);
+    this.card = el(
+      "section.card",
+      { "aria-label": "Two runs" },
+      el("header.card-head", {}, el("h2", {}, "Baseline and variant"), this.pickers),
+      this.message,
+      this.summary,
+      this.body,
+    );
+    this.node = el("div.view.view-compare", {}, this.card, this.tables.node);
     this.load = latest(() => this.ask());
   }
 
@@ -50,11 +51,16 @@ export class CompareView {
     const run = context.run();
     const rank = context.rank();
     const readable = context.runs.filter(({ error, ranks }) => !error && ranks.length);
-    const other = readable.find((each) => each.run === state.get("with"))
-      ?? readable.find((each) => each.run !== run.run) ?? run;
-    const rankThere = other.ranks.find(({ key }) => key === state.get("with_rank"))
-      ?? other.ranks.find(({ key }) => (other === run ? key !== rank.key : key === rank.key)) ?? other.ranks[0];
-    return [{ run, rank }, { run: other, rank: rankThere }];
+    const other =
+      readable.find((each) => each.run === state.get("with")) ?? readable.find((each) => each.run !== run.run) ?? run;
+    const rankThere =
+      other.ranks.find(({ key }) => key === state.get("with_rank")) ??
+      other.ranks.find(({ key }) => (other === run ? key !== rank.key : key === rank.key)) ??
+      other.ranks[0];
+    return [
+      { run, rank },
+      { run: other, rank: rankThere },
+    ];
   }
 
   isAlone() {
@@ -70,36 +76,79 @@ export class CompareView {
     fill(this.body);
     const [a, b] = this.sides();
     const readable = this.context.runs.filter(({ error, ranks }) => !error && ranks.length);
-    fill(this.pickers,
-      selector("Variant", readable.map((each) => [each.run, each.run === "." ? each.name : each.run]), b.run.run, (value) => this.state.set({ with: value, with_rank: null })),
-      b.run.ranks.length > 1 ? selector("Its rank", b.run.ranks.map((each) => [each.key, rankName(each)]), b.rank.key, (value) => this.state.set({ with: b.run.run, with_rank: value })) : null,
-      el("button.tool", { type: "button", title: "Make the variant the baseline", onclick: () => this.swap() }, "⇄ Swap"),
-      this.offersSteps === false ? null : segmented("Axis", AXES, this.state.get("axis"), (axis) => this.state.set({ axis })),
-      segmented("Curves", CURVES, this.state.get("curves"), (curves) => this.state.set({ curves })));
+    fill(
+      this.pickers,
+      selector(
+        "Variant",
+        readable.map((each) => [each.run, each.run === "." ? each.name : each.run]),
+        b.run.run,
+        (value) => this.state.set({ with: value, with_rank: null }),
+      ),
+      b.run.ranks.length > 1
+        ? selector(
+            "Its rank",
+            b.run.ranks.map((each) => [each.key, rankName(each)]),
+            b.rank.key,
+            (value) => this.state.set({ with: b.run.run, with_rank: value }),
+          )
+        : null,
+      el(
+        "button.tool",
+        { type: "button", title: "Make the variant the baseline", onclick: () => this.swap() },
+        "⇄ Swap",
+      ),
+      this.offersSteps === false
+        ? null
+        : segmented("Axis", AXES, this.state.get("axis"), (axis) => this.state.set({ axis })),
+      segmented("Curves", CURVES, this.state.get("curves"), (curves) => this.state.set({ curves })),
+    );
     if (this.isAlone()) {
-      this.tables.hidden = true;
-      return void fill(this.message, notice("There is nothing to compare with yet",
-        "Record a second run into the same folder (memlens run --out LOGDIR/variant train.py), or several at once with memlens compare."));
+      this.tables.node.hidden = true;
+      return void fill(
+        this.message,
+        notice(
+          "There is nothing to compare with yet",
+          "Record a second run into the same folder (memlens run --out LOGDIR/variant train.py), or several at once with memlens compare.",
+        ),
+      );
     }
-    this.tables.hidden = false;
+    this.tables.node.hidden = false;
     const onWindow = (window) => this.onWindow(window);
     const textOf = this.bySteps() ? formatPlace : undefined;
     if (this.state.get("curves") === "lines") {
       const host = el("div.chart");
       this.body.append(host);
       this.lines = new LineChart(host, {
-        height: 330, label: "Allocated memory of both runs over time", paints: ["baseline", "variant"], onWindow, textOf,
+        height: 330,
+        label: "Allocated memory of both runs over time",
+        paints: ["baseline", "variant"],
+        onWindow,
+        textOf,
         onHover: (index, time, event) => this.hoverLines(index, event),
       });
       return undefined;
     }
-    for (const [side, word] of [[a, "Baseline"], [b, "Variant"]]) {
+    for (const [side, word] of [
+      [a, "Baseline"],
+      [b, "Variant"],
+    ]) {
       const host = el("div.chart");
-      this.body.append(el("figure.panel", { "data-side": word.toLowerCase() },
-        el("figcaption", {}, el(`span.side.${word.toLowerCase()}`, {}, word), name(side)), host));
+      this.body.append(
+        el(
+          "figure.panel",
+          { "data-side": word.toLowerCase() },
+          el("figcaption", {}, el(`span.side.${word.toLowerCase()}`, {}, word), name(side)),
+          host,
+        ),
+      );
       const chart = new AreaChart(host, {
-        kinds: this.context.kinds, height: 210, label: `Allocated memory of ${name(side)} over time, by category`, onWindow, textOf,
-        onHover: (index, time, event) => this.hover(chart, index, time, event), onPick: (index) => this.pick(chart, index),
+        kinds: this.context.kinds,
+        height: 210,
+        label: `Allocated memory of ${name(side)} over time, by category`,
+        onWindow,
+        textOf,
+        onHover: (index, time, event) => this.hover(chart, index, time, event),
+        onPick: (index) => this.pick(chart, index),
       });
       chart.side = side;
       this.charts.push(chart);
@@ -118,18 +167,22 @@ export class CompareView {
       this.lay(steps.map((answer) => answer.steps));
       this.span = [0, Math.max(...spans.map(({ span }, at) => this.axes[at]?.toAxis(span[1]) ?? span[1]))];
       const window = windowOf(this.state, this.span, this.kept());
-      [this.difference, ...this.answers] = await busy(this.card, Promise.all([
-        ask("difference", { ...of(a), with_run: b.run.run, with_rank: b.rank.key }),
-        ...[a, b].map((side, at) => ask("timeline", { ...of(side), ...this.within(window, spans[at].span, at) })),
-      ]));
+      [this.difference, ...this.answers] = await busy(
+        this.card,
+        Promise.all([
+          ask("difference", { ...of(a), with_run: b.run.run, with_rank: b.rank.key }),
+          ...[a, b].map((side, at) => ask("timeline", { ...of(side), ...this.within(window, spans[at].span, at) })),
+        ]),
+      );
     } catch (error) {
-      this.tables.hidden = true;
+      this.tables.node.hidden = true;
       return void fill(this.message, notice("These two cannot be compared", error.message, "error"));
     }
-    this.tables.hidden = false;
+    this.tables.node.hidden = false;
     fill(this.message);
     this.draw();
-    this.drawTables();
+    this.drawVerdict();
+    this.tables.show(this.difference);
   }
 
   /** Runs of different speed are compared by steps, where both have some. */
@@ -153,7 +206,9 @@ export class CompareView {
   /** What to ask a run for. The shorter one ends before the window does, perhaps; it is asked for what it has. */
   within(window, span, at) {
     const [from, to] = window.map((place) => this.axes[at]?.toTime(place) ?? place);
-    return window[0] <= this.span[0] && window[1] >= this.span[1] || from >= span[1] ? {} : { from, to: Math.min(to, span[1]) };
+    return (window[0] <= this.span[0] && window[1] >= this.span[1]) || from >= span[1]
+      ? {}
+      : { from, to: Math.min(to, span[1]) };
   }
 
   draw() {
@@ -164,51 +219,30 @@ export class CompareView {
       this.lines.show(answers.map(curve), { window, span: this.span, marks: { steps: answers[0].steps } });
     } else {
       const most = Math.max(...answers.map(AreaChart.most));
-      this.charts.forEach((chart, at) => chart.show(answers[at], { most, window, span: this.span, category: this.state.get("category") }));
+      this.charts.forEach((chart, at) =>
+        chart.show(answers[at], { most, window, span: this.span, category: this.state.get("category") }),
+      );
     }
     this.node.dataset.shown = window.join("-");
   }
 
-  drawTables() {
-    const { a, b, categories, modules } = this.difference;
+  drawVerdict() {
+    const { a, b } = this.difference;
     const change = b.peak_bytes - a.peak_bytes;
-    fill(this.summary,
-      el("span.side.baseline", {}, "Baseline"), el("strong", { "data-bytes": String(a.peak_bytes) }, formatBytes(a.peak_bytes)), " peak, ",
-      el("span.side.variant", {}, "Variant"), el("strong", { "data-bytes": String(b.peak_bytes) }, formatBytes(b.peak_bytes)), " peak: ",
-      el(`strong.${change > 0 ? "more" : change < 0 ? "less" : "same"}`, { "data-bytes": String(change) },
-        change ? `${formatBytes(change, true)} (${formatShare(change, a.peak_bytes, true)})` : "no difference"));
-    const rows = categories.map(({ key, a: before, b: after }) => ({ kind: this.context.kind(key), before, after })).filter(({ before, after }) => before || after);
-    const most = Math.max(1, ...rows.map(({ before, after }) => Math.abs(after - before)));
-    const mostBytes = Math.max(1, ...rows.flatMap(({ before, after }) => [before, after]));
-    fill(this.categories, rows.reverse().map(({ kind, before, after }) => el("tr", { "data-category": kind.key },
-      el("td.nowrap", {}, swatch(kind), kind.label), ...this.amounts(before, after),
-      el("td.wide", {}, pair(before, after, mostBytes, kind.colour)), el("td.wide", {}, diverging(after - before, most)))));
-    const mostOfModules = Math.max(1, ...modules.map((row) => Math.abs(sum(row.b) - sum(row.a))));
-    const different = modules.filter((row) => this.parts(row).length);
-    fill(this.modules, different.slice(0, MOST_ROWS).map((row) => {
-      const [before, after] = [sum(row.a), sum(row.b)];
-      return el("tr", { "data-module": row.module }, el("td", {}, breakable(row.module || "outside of modules")), ...this.amounts(before, after),
-        el("td.parts-of-change", {}, this.parts(row)), el("td.wide", {}, diverging(after - before, mostOfModules)));
-    }));
-    const left = this.difference.left_out;
-    const alike = modules.length - different.length;
-    this.foot.textContent = [
-      different.length > MOST_ROWS || left?.count ? `The ${formatCount(Math.min(MOST_ROWS, different.length))} largest differences of ${formatCount(different.length + (left?.count ?? 0))}.` : "",
-      alike ? `${formatCount(alike)} modules hold the same in both.` : "",
-    ].filter(Boolean).join(" ");
-  }
-
-  amounts(before, after) {
-    const change = after - before;
-    return [el("td.number.nowrap", { "data-bytes": String(before) }, formatBytes(before)), el("td.number.nowrap", { "data-bytes": String(after) }, formatBytes(after)),
-      el(`td.number.nowrap.${change > 0 ? "more" : change < 0 ? "less" : "same"}`, { "data-bytes": String(change) }, change ? formatBytes(change, true) : "=")];
-  }
-
-  /** Which categories make up a module's difference. */
-  parts(row) {
-    return this.context.kinds.map((kind) => ({ kind, change: (row.b[kind.key] ?? 0) - (row.a[kind.key] ?? 0) }))
-      .filter(({ change }) => change).sort((x, y) => Math.abs(y.change) - Math.abs(x.change)).slice(0, MOST_PARTS)
-      .map(({ kind, change }) => el("span.chip", {}, swatch(kind), `${kind.label} ${formatBytes(change, true)}`));
+    fill(
+      this.summary,
+      el("span.side.baseline", {}, "Baseline"),
+      el("strong", { "data-bytes": String(a.peak_bytes) }, formatBytes(a.peak_bytes)),
+      " peak, ",
+      el("span.side.variant", {}, "Variant"),
+      el("strong", { "data-bytes": String(b.peak_bytes) }, formatBytes(b.peak_bytes)),
+      " peak: ",
+      el(
+        `strong.${change > 0 ? "more" : change < 0 ? "less" : "same"}`,
+        { "data-bytes": String(change) },
+        change ? `${formatBytes(change, true)} (${formatShare(change, a.peak_bytes, true)})` : "no difference",
+      ),
+    );
   }
 
   hover(chart, index, time, event) {
@@ -218,9 +252,18 @@ export class CompareView {
     const kinds = this.context.kinds.filter(({ key }) => entries.some(({ categories }) => categories[key]));
     const [a, b] = entries;
     return showTooltip(event, [
-      el("strong", {}, this.bySteps() ? formatPlace(Math.round(time)) : `${formatInstant(Math.round(time))} · step ${a.step || "–"} / ${b.step || "–"}`),
+      el(
+        "strong",
+        {},
+        this.bySteps()
+          ? formatPlace(Math.round(time))
+          : `${formatInstant(Math.round(time))} · step ${a.step || "–"} / ${b.step || "–"}`,
+      ),
       ["allocated", `${formatBytes(a.allocated)} → ${formatBytes(b.allocated)}`],
-      ...kinds.map(({ key, label }) => [label, `${formatBytes(a.categories[key] ?? 0)} → ${formatBytes(b.categories[key] ?? 0)}`]),
+      ...kinds.map(({ key, label }) => [
+        label,
+        `${formatBytes(a.categories[key] ?? 0)} → ${formatBytes(b.categories[key] ?? 0)}`,
+      ]),
     ]);
   }
 
@@ -233,15 +276,25 @@ export class CompareView {
     this.lines.plot.point(time);
     const text = (value) => (value === null ? "ended" : formatBytes(value));
     const [a, b] = this.lines.values(index);
-    return showTooltip(event, [el("strong", {}, this.bySteps() ? formatPlace(time) : formatInstant(time)), ["baseline", text(a)], ["variant", text(b)],
-      a !== null && b !== null ? ["difference", formatBytes(b - a, true)] : null]);
+    return showTooltip(event, [
+      el("strong", {}, this.bySteps() ? formatPlace(time) : formatInstant(time)),
+      ["baseline", text(a)],
+      ["variant", text(b)],
+      a !== null && b !== null ? ["difference", formatBytes(b - a, true)] : null,
+    ]);
   }
 
   /** What was alive there is shown in the timeline. */
   pick(chart, index) {
     const { run, rank } = chart.side;
     const answer = this.answers[this.charts.indexOf(chart)]; // with times, whatever the axis shows
-    this.state.set({ run: run.run, view: "timeline", rank: rank.key, at: answer.time[Math.min(index, answer.time.length - 1)], offset: 0 });
+    this.state.set({
+      run: run.run,
+      view: "timeline",
+      rank: rank.key,
+      at: answer.time[Math.min(index, answer.time.length - 1)],
+      offset: 0,
+    });
   }
 
   swap() {
@@ -256,8 +309,11 @@ export class CompareView {
   key(key) {
     const window = windowOf(this.state, this.span, this.kept());
     const moves = {
-      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span), "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
-      ArrowLeft: () => panned(window, -0.2, this.span), ArrowRight: () => panned(window, 0.2, this.span), 0: () => this.span,
+      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span),
+      "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
+      ArrowLeft: () => panned(window, -0.2, this.span),
+      ArrowRight: () => panned(window, 0.2, this.span),
+      0: () => this.span,
     };
     const move = moves[key === "=" ? "+" : key];
     if (move) this.onWindow(move());
@@ -298,15 +354,4 @@ export class CompareView {
 function name({ run, rank }) {
   const text = run.run === "." ? run.name : run.run;
   return run.ranks.length > 1 ? `${text}, rank ${rankName(rank)}` : text;
-}
-
-function pair(before, after, most, paint) {
-  const bar = (bytes, kind) => el(`span.pair-bar.${kind}`, { style: { width: `${(100 * bytes) / most}%`, background: paint } });
-  return el("span.pair", {}, bar(before, "before"), bar(after, "after"));
-}
-
-/** A bar to the right for more, to the left for less. */
-function diverging(change, most) {
-  const share = (50 * Math.abs(change)) / most;
-  return el("span.diverging", {}, el(`span.${change > 0 ? "more" : "less"}`, { style: { width: `${share}%`, left: change > 0 ? "50%" : `${50 - share}%` } }));
 }

@@ -9,7 +9,11 @@ import { colour } from "../theme.js";
 import { formatBytes, formatCount, formatDuration, formatInstant } from "../units.js";
 import { asState, panned, windowOf, zoomed } from "../window.js";
 
-const LIMITS = [["300", "largest 300"], ["600", "largest 600"], ["1500", "largest 1500"]];
+const LIMITS = [
+  ["300", "largest 300"],
+  ["600", "largest 600"],
+  ["1500", "largest 1500"],
+];
 const LANE_PX = 7;
 const LEAST_PX = 180;
 const MOST_PX = 620;
@@ -28,14 +32,36 @@ export class LifetimesView {
     this.message = el("div");
     this.legend = el("div.legend-line");
     this.bars = el("div.histogram");
-    this.card = el("section.card", { "aria-label": "Lifetimes" },
-      el("header.card-head", {}, el("h2", {}, "Lifetimes of blocks"), this.summary, this.tools), this.message, this.host, this.legend);
-    this.node = el("div.view.view-lifetimes", {}, this.card, el("section.card", { "aria-label": "How long blocks live" },
-      el("header.card-head", {}, el("h2", {}, "How long blocks live"), el("span.window-text", {}, "those that were freed, of the window above")), this.bars));
+    this.card = el(
+      "section.card",
+      { "aria-label": "Lifetimes" },
+      el("header.card-head", {}, el("h2", {}, "Lifetimes of blocks"), this.summary, this.tools),
+      this.message,
+      this.host,
+      this.legend,
+    );
+    this.node = el(
+      "div.view.view-lifetimes",
+      {},
+      this.card,
+      el(
+        "section.card",
+        { "aria-label": "How long blocks live" },
+        el(
+          "header.card-head",
+          {},
+          el("h2", {}, "How long blocks live"),
+          el("span.window-text", {}, "those that were freed, of the window above"),
+        ),
+        this.bars,
+      ),
+    );
     this.plot = new Plot(this.host, {
-      height: LEAST_PX, label: "Blocks as bars from allocation to free",
+      height: LEAST_PX,
+      label: "Blocks as bars from allocation to free",
       paint: (ctx, box, across) => this.paint(ctx, box, across),
-      onWindow: (window) => this.onWindow(window), onHover: (index, time, event) => this.hover(time, event),
+      onWindow: (window) => this.onWindow(window),
+      onHover: (index, time, event) => this.hover(time, event),
       onPick: (index, time, event) => this.pick(time, event),
     });
     this.load = latest(() => this.ask());
@@ -47,10 +73,13 @@ export class LifetimesView {
     const rank = this.context.rank().key;
     const range = { from: state.get("from"), to: state.get("to") };
     try {
-      [this.answer, this.marks] = await busy(this.card, Promise.all([
-        source.ask("lifetimes", { run, rank, ...range, limit: this.limit, category: state.get("category") }),
-        source.ask("timeline", { run, rank, ...range }),
-      ]));
+      [this.answer, this.marks] = await busy(
+        this.card,
+        Promise.all([
+          source.ask("lifetimes", { run, rank, ...range, limit: this.limit, category: state.get("category") }),
+          source.ask("timeline", { run, rank, ...range }),
+        ]),
+      );
     } catch (error) {
       return void fill(this.message, notice("Lifetimes cannot be shown", error.message, "error"));
     }
@@ -65,18 +94,42 @@ export class LifetimesView {
     const window = windowOf(state, this.span);
     const height = Math.min(Math.max(this.lanes.length * LANE_PX + FRAME_PX, LEAST_PX), MOST_PX);
     this.plot.resize(height);
-    this.plot.show([[...window]], { window, span: this.span, most: 1, marks: { steps: this.marks.steps, phases: this.marks.phases, picked: state.get("at") } });
+    this.plot.show([[...window]], {
+      window,
+      span: this.span,
+      most: 1,
+      marks: { steps: this.marks.steps, phases: this.marks.phases, picked: state.get("at") },
+    });
     const left = answer.count - answer.blocks.length;
-    this.summary.textContent = `${formatCount(answer.blocks.length)} blocks, ${formatBytes(answer.shown_bytes)}`
-      + (left > 0 ? ` of ${formatCount(answer.count)} blocks, ${formatBytes(answer.size_bytes)}` : "")
-      + (answer.left_out?.count ? "; small blocks are not in this file" : "");
-    fill(this.tools,
-      selector("Category", [["", "all categories"], ...this.context.kinds.map(({ key, label }) => [key, label])], state.get("category"), (category) => state.set({ category, offset: 0 })),
-      selector("Show", LIMITS, this.limit, (limit) => { this.limit = limit; this.load(); }),
-      el("button.tool", { type: "button", title: "Show the whole run (0)", onclick: () => this.onWindow(this.span) }, "All"));
+    this.summary.textContent =
+      `${formatCount(answer.blocks.length)} blocks, ${formatBytes(answer.shown_bytes)}` +
+      (left > 0 ? ` of ${formatCount(answer.count)} blocks, ${formatBytes(answer.size_bytes)}` : "") +
+      (answer.left_out?.count ? "; small blocks are not in this file" : "");
+    fill(
+      this.tools,
+      selector(
+        "Category",
+        [["", "all categories"], ...this.context.kinds.map(({ key, label }) => [key, label])],
+        state.get("category"),
+        (category) => state.set({ category, offset: 0 }),
+      ),
+      selector("Show", LIMITS, this.limit, (limit) => {
+        this.limit = limit;
+        this.load();
+      }),
+      el(
+        "button.tool",
+        { type: "button", title: "Show the whole run (0)", onclick: () => this.onWindow(this.span) },
+        "All",
+      ),
+    );
     const seen = new Set(answer.blocks.map(([, , , , category]) => category));
-    fill(this.legend, this.context.kinds.filter((_, at) => seen.has(at)).map((kind) => el("span", {}, swatch(kind), kind.label)));
-    if (!answer.blocks.length) fill(this.message, notice("No block was alive in this window", "Zoom out, or take the filter away."));
+    fill(
+      this.legend,
+      this.context.kinds.filter((_, at) => seen.has(at)).map((kind) => el("span", {}, swatch(kind), kind.label)),
+    );
+    if (!answer.blocks.length)
+      fill(this.message, notice("No block was alive in this window", "Zoom out, or take the filter away."));
     this.node.dataset.shown = `${window.join("-")}/${answer.blocks.length}`;
     this.drawHistogram();
   }
@@ -85,12 +138,39 @@ export class LifetimesView {
     const { histogram } = this.answer;
     const most = Math.max(1, ...histogram.map(([, count]) => count));
     const mostBytes = Math.max(1, ...histogram.map(([, , bytes]) => bytes));
-    fill(this.bars, histogram.length ? el("table.data.bars", {},
-      el("thead", {}, el("tr", {}, ["Freed within", "Blocks", "", "Bytes", ""].map((text) => el("th", { scope: "col" }, text)))),
-      el("tbody", {}, histogram.map(([upper, count, bytes]) => el("tr", {},
-        el("td.number.nowrap", {}, upper === null ? "never" : formatDuration(upper)), el("td.number", {}, formatCount(count)), bar(count / most),
-        el("td.number.nowrap", {}, formatBytes(bytes)), bar(bytes / mostBytes)))))
-      : notice("Nothing was freed in this window", "What is alive here stays until the end of the capture."));
+    fill(
+      this.bars,
+      histogram.length
+        ? el(
+            "table.data.bars",
+            {},
+            el(
+              "thead",
+              {},
+              el(
+                "tr",
+                {},
+                ["Freed within", "Blocks", "", "Bytes", ""].map((text) => el("th", { scope: "col" }, text)),
+              ),
+            ),
+            el(
+              "tbody",
+              {},
+              histogram.map(([upper, count, bytes]) =>
+                el(
+                  "tr",
+                  {},
+                  el("td.number.nowrap", {}, upper === null ? "never" : formatDuration(upper)),
+                  el("td.number", {}, formatCount(count)),
+                  bar(count / most),
+                  el("td.number.nowrap", {}, formatBytes(bytes)),
+                  bar(bytes / mostBytes),
+                ),
+              ),
+            ),
+          )
+        : notice("Nothing was freed in this window", "What is alive here stays until the end of the capture."),
+    );
   }
 
   paint(ctx, { left, top, width, height, ratio }, across) {
@@ -118,7 +198,11 @@ export class LifetimesView {
     const box = over.getBoundingClientRect();
     const number = Math.floor(((box.bottom - event.clientY) / box.height) * this.lanes.length);
     const slack = ((this.plot.window[1] - this.plot.window[0]) / Math.max(box.width, 1)) * 2;
-    return this.lanes[number]?.find(([, born, freed]) => born <= time + slack && (freed === null || freed >= time - slack)) ?? null;
+    return (
+      this.lanes[number]?.find(
+        ([, born, freed]) => born <= time + slack && (freed === null || freed >= time - slack),
+      ) ?? null
+    );
   }
 
   hover(time, event) {
@@ -130,7 +214,8 @@ export class LifetimesView {
       el("strong", {}, this.answer.names[name] || this.context.kinds[category].label),
       [this.context.kinds[category].label, formatBytes(size)],
       this.answer.modules[module] ? ["module", this.answer.modules[module]] : null,
-      ["born", formatInstant(born)], ["lived", freed === null ? "to the end" : formatDuration(freed - born)],
+      ["born", formatInstant(born)],
+      ["lived", freed === null ? "to the end" : formatDuration(freed - born)],
     ]);
   }
 
@@ -146,8 +231,11 @@ export class LifetimesView {
   key(key) {
     const window = windowOf(this.state, this.span);
     const moves = {
-      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span), "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
-      ArrowLeft: () => panned(window, -0.2, this.span), ArrowRight: () => panned(window, 0.2, this.span), 0: () => this.span,
+      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span),
+      "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
+      ArrowLeft: () => panned(window, -0.2, this.span),
+      ArrowRight: () => panned(window, 0.2, this.span),
+      0: () => this.span,
     };
     const move = moves[key === "=" ? "+" : key];
     if (move) this.onWindow(move());

@@ -54,7 +54,8 @@ function gather(node) {
     each.parent = node;
     gather(each);
     node.total += each.total;
-    for (const [key, bytes] of Object.entries(each.categories)) node.categories[key] = (node.categories[key] ?? 0) + bytes;
+    for (const [key, bytes] of Object.entries(each.categories))
+      node.categories[key] = (node.categories[key] ?? 0) + bytes;
   }
   return node;
 }

@@ -22,14 +22,40 @@ export class ModulesView {
     this.legend = el("div.legend-line");
     this.rows = el("tbody");
     this.foot = el("span.table-count");
-    this.card = el("section.card", { "aria-label": "Memory by module" },
+    this.card = el(
+      "section.card",
+      { "aria-label": "Memory by module" },
       el("header.card-head", {}, el("h2", {}, "Memory by module"), this.summary, this.tools),
-      this.path, this.picture, this.legend);
-    this.list = el("section.card", { "aria-label": "Modules" },
+      this.path,
+      this.picture,
+      this.legend,
+    );
+    this.list = el(
+      "section.card",
+      { "aria-label": "Modules" },
       el("header.card-head", {}, el("h2", {}, "Modules, largest first")),
-      el("div.table-scroll", {}, el("table.data", {}, el("thead", {}, el("tr", {},
-        ["Module", "Class", "With all inside", "Share", "Itself", "Categories"].map((text) => el("th", { scope: "col" }, text)))), this.rows)),
-      el("footer.card-foot", {}, this.foot));
+      el(
+        "div.table-scroll",
+        {},
+        el(
+          "table.data",
+          {},
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              ["Module", "Class", "With all inside", "Share", "Itself", "Categories"].map((text) =>
+                el("th", { scope: "col" }, text),
+              ),
+            ),
+          ),
+          this.rows,
+        ),
+      ),
+      el("footer.card-foot", {}, this.foot),
+    );
     this.node = el("div.view.view-modules", {}, this.card, this.list);
     this.load = latest(() => this.ask());
   }
@@ -50,17 +76,28 @@ export class ModulesView {
     const focus = find(tree, state.get("module")) ?? tree;
     const at = state.get("at") === null ? "at the peak" : "at the picked instant";
     this.summary.textContent = `${at}, ${formatInstant(answer.time)} · ${formatBytes(answer.allocated_bytes)} allocated`;
-    fill(this.tools, state.get("at") === null ? null
-      : el("button.tool", { type: "button", onclick: () => state.set({ at: null }) }, "Peak"));
+    fill(
+      this.tools,
+      state.get("at") === null
+        ? null
+        : el("button.tool", { type: "button", onclick: () => state.set({ at: null }) }, "Peak"),
+    );
     fill(this.path, focus === tree ? "Click a module to see what is inside it." : this.crumbs(focus));
     const depth = this.depth(focus);
     this.picture.style.height = `${depth * ROWS_PX}px`;
     this.picture.dataset.focus = focus.path;
-    if (!tree.total) fill(this.picture, notice("Nothing was allocated at this instant", "Pick another in the timeline."));
+    if (!tree.total)
+      fill(this.picture, notice("Nothing was allocated at this instant", "Pick another in the timeline."));
     else fill(this.picture, this.cells(focus, 0, 1, 0, focus));
     const known = new Set(Object.keys(tree.categories));
-    fill(this.legend, this.context.kinds.filter(({ key }) => known.has(key)).map(({ colour, label, key }) => el("span", { "data-category": key },
-      el("span.swatch", { style: { background: colour } }), label)));
+    fill(
+      this.legend,
+      this.context.kinds
+        .filter(({ key }) => known.has(key))
+        .map(({ colour, label, key }) =>
+          el("span", { "data-category": key }, el("span.swatch", { style: { background: colour } }), label),
+        ),
+    );
     this.drawList(focus);
     this.node.dataset.shown = `${answer.time}/${focus.path}`;
   }
@@ -68,8 +105,12 @@ export class ModulesView {
   crumbs(focus) {
     const chain = [];
     for (let node = focus; node; node = node.parent) chain.unshift(node);
-    return chain.map((node, at) => [at ? " / " : "", at === chain.length - 1 ? el("strong", {}, node.name)
-      : el("button.link", { type: "button", onclick: () => this.state.set({ module: node.path }) }, node.name)]);
+    return chain.map((node, at) => [
+      at ? " / " : "",
+      at === chain.length - 1
+        ? el("strong", {}, node.name)
+        : el("button.link", { type: "button", onclick: () => this.state.set({ module: node.path }) }, node.name),
+    ]);
   }
 
   depth(node) {
@@ -78,21 +119,37 @@ export class ModulesView {
 
   cells(node, left, width, row, focus) {
     if (width < LEAST_WIDTH) return [];
-    const cell = el("button.cell", {
-      type: "button", "data-module": node.path, "data-bytes": String(node.total),
-      "aria-label": `${label(node)}: ${formatBytes(node.total)}`,
-      style: { left: `${100 * left}%`, width: `${100 * width}%`, top: `${row * ROWS_PX}px`, height: `${ROWS_PX - 2}px` },
-      onclick: () => this.zoom(node, focus),
-      onpointermove: (event) => this.point(node, event), onpointerleave: hideTooltip,
-    }, el("span.cell-name", {}, node.name), el("span.cell-size", {}, formatBytes(node.total)),
-    composition(this.context.kinds, node.categories, node.total));
+    const cell = el(
+      "button.cell",
+      {
+        type: "button",
+        "data-module": node.path,
+        "data-bytes": String(node.total),
+        "aria-label": `${label(node)}: ${formatBytes(node.total)}`,
+        style: {
+          left: `${100 * left}%`,
+          width: `${100 * width}%`,
+          top: `${row * ROWS_PX}px`,
+          height: `${ROWS_PX - 2}px`,
+        },
+        onclick: () => this.zoom(node, focus),
+        onpointermove: (event) => this.point(node, event),
+        onpointerleave: hideTooltip,
+      },
+      el("span.cell-name", {}, node.name),
+      el("span.cell-size", {}, formatBytes(node.total)),
+      composition(this.context.kinds, node.categories, node.total),
+    );
     let from = left;
-    return [cell, ...node.children.flatMap((child) => {
-      const share = focus.total ? child.total / focus.total : 0;
-      const below = this.cells(child, from, share, row + 1, focus);
-      from += share;
-      return below;
-    })];
+    return [
+      cell,
+      ...node.children.flatMap((child) => {
+        const share = focus.total ? child.total / focus.total : 0;
+        const below = this.cells(child, from, share, row + 1, focus);
+        from += share;
+        return below;
+      }),
+    ];
   }
 
   zoom(node, focus) {
@@ -104,7 +161,8 @@ export class ModulesView {
   point(node, event) {
     const kinds = this.context.kinds.filter(({ key }) => node.categories[key]);
     showTooltip(event, [
-      el("strong", {}, label(node)), node.className || null,
+      el("strong", {}, label(node)),
+      node.className || null,
       ["with all inside", `${formatBytes(node.total)} · ${formatShare(node.total, this.answer.allocated_bytes)}`],
       node.children.length ? ["itself", formatBytes(node.own)] : null,
       ...kinds.map(({ key, label }) => [label, formatBytes(node.categories[key])]),
@@ -113,16 +171,35 @@ export class ModulesView {
 
   drawList(focus) {
     const nodes = focus.children.length ? flat(focus) : [focus];
-    fill(this.rows, nodes.slice(0, MOST_ROWS).map((node) => el("tr", { "data-module": node.path, onclick: () => this.state.set({ module: node.path }) },
-      el("td", {}, el("button.link", { type: "button" }, breakable(label(node)))), el("td", {}, node.className),
-      el("td.number", { "data-bytes": String(node.total), title: `${formatCount(node.total)} bytes` }, formatBytes(node.total)),
-      el("td.number", {}, formatShare(node.total, this.answer.allocated_bytes)),
-      el("td.number", {}, formatBytes(node.own)),
-      el("td.wide", {}, composition(this.context.kinds, node.categories, nodes[0].total)))));
+    fill(
+      this.rows,
+      nodes
+        .slice(0, MOST_ROWS)
+        .map((node) =>
+          el(
+            "tr",
+            { "data-module": node.path, onclick: () => this.state.set({ module: node.path }) },
+            el("td", {}, el("button.link", { type: "button" }, breakable(label(node)))),
+            el("td", {}, node.className),
+            el(
+              "td.number",
+              { "data-bytes": String(node.total), title: `${formatCount(node.total)} bytes` },
+              formatBytes(node.total),
+            ),
+            el("td.number", {}, formatShare(node.total, this.answer.allocated_bytes)),
+            el("td.number", {}, formatBytes(node.own)),
+            el("td.wide", {}, composition(this.context.kinds, node.categories, nodes[0].total)),
+          ),
+        ),
+    );
     const left = this.answer.left_out;
     this.foot.textContent = [
-      nodes.length > MOST_ROWS ? `The largest ${MOST_ROWS} of ${formatCount(nodes.length)}; click one in the picture to see what is inside.` : "",
-      left?.size_bytes ? `${left.count ? `${formatCount(left.count)} more` : "What is"} not shown: ${formatBytes(left.size_bytes)}.` : "",
+      nodes.length > MOST_ROWS
+        ? `The largest ${MOST_ROWS} of ${formatCount(nodes.length)}; click one in the picture to see what is inside.`
+        : "",
+      left?.size_bytes
+        ? `${left.count ? `${formatCount(left.count)} more` : "What is"} not shown: ${formatBytes(left.size_bytes)}.`
+        : "",
     ].join(" ");
   }
 

@@ -5,7 +5,7 @@ import { composition } from "../charts/composition.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
 import { el, fill, notice, segmented } from "../dom.js";
 import { colour } from "../theme.js";
-import { rankName } from "../app.js";
+import { rankName } from "../charts/ranks.js";
 import { formatBytes, formatCount, formatShare } from "../units.js";
 
 const POLL_MS = 700;
@@ -23,19 +23,49 @@ export class RanksView {
     this.order = "rank";
     this.summary = el("span.window-text");
     this.tools = el("div.tools");
-    this.canvas = el("canvas.heat", { tabindex: "0", role: "img", "aria-label": "Peak of each step of each rank; the table below says the same" });
+    this.canvas = el("canvas.heat", {
+      tabindex: "0",
+      role: "img",
+      "aria-label": "Peak of each step of each rank; the table below says the same",
+    });
     this.scale = el("div.heat-scale");
     this.picture = el("div.heat-box", {}, this.canvas, this.scale);
     this.message = el("div");
     this.rows = el("tbody");
     this.foot = el("span.table-count");
-    this.card = el("section.card", { "aria-label": "Heat map of ranks" },
-      el("header.card-head", {}, el("h2", {}, "Peak of each step, rank by rank"), this.summary, this.tools), this.message, this.picture);
-    this.list = el("section.card", { "aria-label": "Ranks" },
+    this.card = el(
+      "section.card",
+      { "aria-label": "Heat map of ranks" },
+      el("header.card-head", {}, el("h2", {}, "Peak of each step, rank by rank"), this.summary, this.tools),
+      this.message,
+      this.picture,
+    );
+    this.list = el(
+      "section.card",
+      { "aria-label": "Ranks" },
       el("header.card-head", {}, el("h2", {}, "Each rank at its own peak")),
-      el("div.table-scroll", {}, el("table.data", {}, el("thead", {}, el("tr", {},
-        ["Rank", "Device", "Peak", "Of the highest", "Step", "Phase", "Categories"].map((text) => el("th", { scope: "col" }, text)))), this.rows)),
-      el("footer.card-foot", {}, this.foot));
+      el(
+        "div.table-scroll",
+        {},
+        el(
+          "table.data",
+          {},
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              ["Rank", "Device", "Peak", "Of the highest", "Step", "Phase", "Categories"].map((text) =>
+                el("th", { scope: "col" }, text),
+              ),
+            ),
+          ),
+          this.rows,
+        ),
+      ),
+      el("footer.card-foot", {}, this.foot),
+    );
     this.node = el("div.view.view-ranks", {}, this.card, this.list);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", hideTooltip);
@@ -54,8 +84,15 @@ export class RanksView {
       return void fill(this.message, notice("The ranks cannot be shown", error.message, "error"));
     }
     if (!answer.ready) {
-      fill(this.message, el("div.notice", { role: "status" }, el("strong", {}, `Reading ${formatCount(answer.done)} of ${formatCount(answer.of)} ranks`),
-        el("progress", { max: answer.of, value: answer.done })));
+      fill(
+        this.message,
+        el(
+          "div.notice",
+          { role: "status" },
+          el("strong", {}, `Reading ${formatCount(answer.done)} of ${formatCount(answer.of)} ranks`),
+          el("progress", { max: answer.of, value: answer.done }),
+        ),
+      );
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.load(), POLL_MS);
     } else fill(this.message);
@@ -86,10 +123,30 @@ export class RanksView {
 
   draw() {
     const ranks = this.sorted();
-    if (!ranks.length) return void fill(this.message, notice("No rank was read", "They appear when a process of the job has recorded something."));
+    if (!ranks.length)
+      return void fill(
+        this.message,
+        notice("No rank was read", "They appear when a process of the job has recorded something."),
+      );
     const peaks = ranks.map(({ peak_bytes: bytes }) => bytes);
     this.summary.textContent = `${formatCount(ranks.length)} ${ranks.length === 1 ? "rank" : "ranks"}, peaks ${formatBytes(Math.min(...peaks))} to ${formatBytes(Math.max(...peaks))}`;
-    fill(this.tools, ranks.length > 1 ? segmented("Order", [["rank", "By rank"], ["peak", "Highest first"]], this.order, (value) => { this.order = value; this.draw(); }) : null);
+    fill(
+      this.tools,
+      ranks.length > 1
+        ? segmented(
+            "Order",
+            [
+              ["rank", "By rank"],
+              ["peak", "Highest first"],
+            ],
+            this.order,
+            (value) => {
+              this.order = value;
+              this.draw();
+            },
+          )
+        : null,
+    );
     this.drawHeat(ranks);
     this.drawList(ranks);
     this.node.dataset.shown = `${ranks.length}/${this.answer.ready}`;
@@ -136,10 +193,23 @@ export class RanksView {
     ctx.fillStyle = colour("muted");
     ctx.textAlign = "center";
     const stride = Math.max(1, Math.ceil(52 / column));
-    steps.forEach((step, at) => at % stride === 0 && ctx.fillText(column > 56 ? `step ${step}` : String(step), LEFT_PX + (at + 0.5) * column, height - BOTTOM_PX / 2));
-    fill(this.scale, el("span", {}, formatBytes(least)),
-      el("span.heat-ramp", { style: { background: `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heat).join(", ")})` } }),
-      el("span", {}, formatBytes(most)));
+    steps.forEach(
+      (step, at) =>
+        at % stride === 0 &&
+        ctx.fillText(
+          column > 56 ? `step ${step}` : String(step),
+          LEFT_PX + (at + 0.5) * column,
+          height - BOTTOM_PX / 2,
+        ),
+    );
+    fill(
+      this.scale,
+      el("span", {}, formatBytes(least)),
+      el("span.heat-ramp", {
+        style: { background: `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heat).join(", ")})` },
+      }),
+      el("span", {}, formatBytes(most)),
+    );
   }
 
   cellAt(event) {
@@ -155,8 +225,12 @@ export class RanksView {
     const cell = this.cellAt(event);
     this.canvas.style.cursor = cell ? "pointer" : "default";
     if (!cell) return hideTooltip();
-    return showTooltip(event, [el("strong", {}, `rank ${cell.rank.rank}, step ${cell.step}`), ["peak of the step", formatBytes(cell.bytes)],
-      ["peak of the rank", formatBytes(cell.rank.peak_bytes)], ["device", cell.rank.device]]);
+    return showTooltip(event, [
+      el("strong", {}, `rank ${cell.rank.rank}, step ${cell.step}`),
+      ["peak of the step", formatBytes(cell.bytes)],
+      ["peak of the rank", formatBytes(cell.rank.peak_bytes)],
+      ["device", cell.rank.device],
+    ]);
   }
 
   /** Go to that step of that rank. */
@@ -165,20 +239,50 @@ export class RanksView {
     if (!cell) return;
     hideTooltip();
     const rank = cell.rank.key;
-    const { steps } = await this.context.source.ask("steps", { run: this.context.run().run, rank }).catch(() => ({ steps: [] }));
+    const { steps } = await this.context.source
+      .ask("steps", { run: this.context.run().run, rank })
+      .catch(() => ({ steps: [] }));
     const step = steps.find((each) => each.step === cell.step);
-    this.state.set({ rank, view: "timeline", layout: "rank", at: null, offset: 0, ...(step ? { from: step.start, to: Math.max(step.end, step.start + 1) } : { from: null, to: null }) });
+    this.state.set({
+      rank,
+      view: "timeline",
+      layout: "rank",
+      at: null,
+      offset: 0,
+      ...(step ? { from: step.start, to: Math.max(step.end, step.start + 1) } : { from: null, to: null }),
+    });
   }
 
   drawList(ranks) {
     const most = Math.max(...ranks.map(({ peak_bytes: bytes }) => bytes), 1);
-    fill(this.rows, ranks.slice(0, MOST_ROWS).map((rank) => el("tr", { "data-rank": rank.key, onclick: () => this.state.set({ rank: rank.key, view: "timeline", layout: "rank", at: null }) },
-      el("td", {}, el("button.link", { type: "button" }, `rank ${rankName(rank)}`)), el("td", {}, rank.device),
-      el("td.number.nowrap", { "data-bytes": String(rank.peak_bytes) }, formatBytes(rank.peak_bytes)),
-      el("td.number", {}, formatShare(rank.peak_bytes, most)), el("td.number", {}, String(rank.peak_step)), el("td", {}, rank.peak_phase),
-      el("td.wide", {}, composition(this.context.kinds, rank.categories, most)))));
-    const unread = this.answer.unread.slice(0, 5).map((rank) => `rank ${rankName(rank)}: ${rank.error}`).join("; ");
-    this.foot.textContent = unread ? `Not read: ${unread}` : ranks.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${formatCount(ranks.length)} ranks; the heat map shows all.` : "";
+    fill(
+      this.rows,
+      ranks.slice(0, MOST_ROWS).map((rank) =>
+        el(
+          "tr",
+          {
+            "data-rank": rank.key,
+            onclick: () => this.state.set({ rank: rank.key, view: "timeline", layout: "rank", at: null }),
+          },
+          el("td", {}, el("button.link", { type: "button" }, `rank ${rankName(rank)}`)),
+          el("td", {}, rank.device),
+          el("td.number.nowrap", { "data-bytes": String(rank.peak_bytes) }, formatBytes(rank.peak_bytes)),
+          el("td.number", {}, formatShare(rank.peak_bytes, most)),
+          el("td.number", {}, String(rank.peak_step)),
+          el("td", {}, rank.peak_phase),
+          el("td.wide", {}, composition(this.context.kinds, rank.categories, most)),
+        ),
+      ),
+    );
+    const unread = this.answer.unread
+      .slice(0, 5)
+      .map((rank) => `rank ${rankName(rank)}: ${rank.error}`)
+      .join("; ");
+    this.foot.textContent = unread
+      ? `Not read: ${unread}`
+      : ranks.length > MOST_ROWS
+        ? `The first ${MOST_ROWS} of ${formatCount(ranks.length)} ranks; the heat map shows all.`
+        : "";
   }
 
   update(changed) {
@@ -207,7 +311,13 @@ export class RanksView {
   }
 }
 
-const HEAT = [[232, 240, 248], [172, 204, 228], [102, 156, 204], [40, 104, 168], [12, 48, 96]];
+const HEAT = [
+  [232, 240, 248],
+  [172, 204, 228],
+  [102, 156, 204],
+  [40, 104, 168],
+  [12, 48, 96],
+];
 
 /** One hue from light to dark, so that more is darker to every eye. */
 function heat(share) {

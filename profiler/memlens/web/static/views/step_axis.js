@@ -1,7 +1,7 @@
 /** Time counted in steps: on such an axis, runs of different speed lie upon each other. */
 
 /** Of the axis, for one step. */
-export const STEP = 1e9;
+const STEP = 1e9;
 
 export class StepAxis {
   /** @param steps rows of the answer to `steps`; what lies between them is shared out evenly. */
@@ -24,9 +24,15 @@ export class StepAxis {
     const at = (time) => this.toAxis(time);
     const level = (moment) => moment && { ...moment, time: at(moment.time) };
     return {
-      ...answer, span: answer.span.map(at), from: at(answer.from), to: at(answer.to), time: answer.time.map(at),
-      steps: answer.steps.map(([step, time]) => [step, at(time)]), phases: answer.phases.map(([time, phase]) => [at(time), phase]),
-      peak: level(answer.peak), window_peak: level(answer.window_peak),
+      ...answer,
+      span: answer.span.map(at),
+      from: at(answer.from),
+      to: at(answer.to),
+      time: answer.time.map(at),
+      steps: answer.steps.map(([step, time]) => [step, at(time)]),
+      phases: answer.phases.map(([time, phase]) => [at(time), phase]),
+      peak: level(answer.peak),
+      window_peak: level(answer.window_peak),
     };
   }
 }

@@ -7,14 +7,17 @@ import { Minimap } from "../charts/minimap.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
 import { busy, latest } from "../asking.js";
 import { el, fill, notice, segmented } from "../dom.js";
-import { rankColour } from "../charts/rank_colours.js";
+import { rankColour, rankName } from "../charts/ranks.js";
 import { formatBytes, formatCount, formatDuration, formatInstant, formatShare } from "../units.js";
 import { asState, panned, windowOf, zoomed } from "../window.js";
-import { rankName } from "../app.js";
 import { AliveTable } from "./alive.js";
 
 const MOST_PANELS = 16;
-const LAYOUTS = [["rank", "This rank"], ["panels", "All ranks, a panel each"], ["overlay", "All ranks, overlaid"]];
+const LAYOUTS = [
+  ["rank", "This rank"],
+  ["panels", "All ranks, a panel each"],
+  ["overlay", "All ranks, overlaid"],
+];
 
 export class TimelineView {
   constructor(context) {
@@ -30,9 +33,12 @@ export class TimelineView {
     this.body = el("div.charts");
     this.tools = el("div.tools");
     this.summary = el("span.window-text");
-    this.chartCard = el("section.card", { "aria-label": "Timeline" },
+    this.chartCard = el(
+      "section.card",
+      { "aria-label": "Timeline" },
       el("header.card-head", {}, el("h2", {}, "Memory over time"), this.summary, this.tools),
-      el("div.chart-row", {}, el("div.chart-column", {}, this.body, this.minimap.node), this.legend.node));
+      el("div.chart-row", {}, el("div.chart-column", {}, this.body, this.minimap.node), this.legend.node),
+    );
     this.node = el("div.view.view-timeline", {}, this.chartCard, this.alive.node);
     this.load = latest(() => this.ask());
     this.build();
@@ -59,30 +65,45 @@ export class TimelineView {
     const layout = this.layout();
     const ranks = this.ranks();
     const several = this.context.run().ranks.length > 1;
-    fill(this.tools,
+    fill(
+      this.tools,
       several ? segmented("Ranks", LAYOUTS, layout, (value) => this.state.set({ layout: value })) : null,
-      el("div.buttons", { role: "group", "aria-label": "Zoom" },
+      el(
+        "div.buttons",
+        { role: "group", "aria-label": "Zoom" },
         this.button("−", "Zoom out (-)", () => this.zoom(2)),
         this.button("+", "Zoom in (+)", () => this.zoom(0.5)),
         this.button("Peak", "Show the peak, and what was alive at it (P)", () => this.toPeak()),
-        this.button("All", "Show the whole run (0)", () => this.onWindow(this.span))));
+        this.button("All", "Show the whole run (0)", () => this.onWindow(this.span)),
+      ),
+    );
     fill(this.body);
     this.node.dataset.layout = layout;
     if (layout === "overlay") {
       const host = el("div.chart");
       this.body.append(host);
       this.lines = new LineChart(host, {
-        height: 330, label: "Allocated memory of all ranks over time", paints: ranks.map((_, at) => rankColour(at, ranks.length)),
-        onWindow: (window) => this.onWindow(window), onHover: (index, time, event) => this.hoverLines(index, event),
+        height: 330,
+        label: "Allocated memory of all ranks over time",
+        paints: ranks.map((_, at) => rankColour(at, ranks.length)),
+        onWindow: (window) => this.onWindow(window),
+        onHover: (index, time, event) => this.hoverLines(index, event),
         onPick: (index) => this.pickLine(index),
       });
     } else {
       for (const rank of ranks) {
         const host = el("div.chart");
-        this.body.append(el("figure.panel", { "data-rank": rank.key },
-          ranks.length > 1 ? el("figcaption", {}, `rank ${rank.rank}`, el("span", {}, rank.device)) : null, host));
+        this.body.append(
+          el(
+            "figure.panel",
+            { "data-rank": rank.key },
+            ranks.length > 1 ? el("figcaption", {}, `rank ${rank.rank}`, el("span", {}, rank.device)) : null,
+            host,
+          ),
+        );
         const chart = new AreaChart(host, {
-          kinds: this.context.kinds, height: ranks.length > 1 ? 190 : 330,
+          kinds: this.context.kinds,
+          height: ranks.length > 1 ? 190 : 330,
           label: `Allocated memory of rank ${rank.rank} over time, by category`,
           onWindow: (window) => this.onWindow(window),
           onHover: (index, time, event) => this.hover(chart, index, event),
@@ -93,7 +114,13 @@ export class TimelineView {
       }
     }
     if (this.context.run().ranks.length > ranks.length && layout !== "rank") {
-      this.body.append(el("p.hint", {}, `The first ${ranks.length} of ${this.context.run().ranks.length} ranks. The view "Ranks" shows all.`));
+      this.body.append(
+        el(
+          "p.hint",
+          {},
+          `The first ${ranks.length} of ${this.context.run().ranks.length} ranks. The view "Ranks" shows all.`,
+        ),
+      );
     }
   }
 
@@ -110,13 +137,24 @@ export class TimelineView {
     const [from, to] = window;
     try {
       if (this.lines) {
-        const answer = await busy(this.chartCard, source.ask("overlay", { run, ranks: this.ranks().map(({ key }) => key).join(","), from, to }));
+        const answer = await busy(
+          this.chartCard,
+          source.ask("overlay", {
+            run,
+            ranks: this.ranks()
+              .map(({ key }) => key)
+              .join(","),
+            from,
+            to,
+          }),
+        );
         this.overlay = answer;
         this.marks = await source.ask("timeline", { run, rank: this.context.rank().key, points: 10 });
       } else {
-        this.answers = await busy(this.chartCard, Promise.all(
-          this.charts.map((chart) => source.ask("timeline", { run, rank: chart.rank.key, from, to })),
-        ));
+        this.answers = await busy(
+          this.chartCard,
+          Promise.all(this.charts.map((chart) => source.ask("timeline", { run, rank: chart.rank.key, from, to }))),
+        );
       }
     } catch (error) {
       return this.say("This run cannot be shown", error.message, "error");
@@ -136,16 +174,17 @@ export class TimelineView {
 
   /** The strip below the charts shows the whole run; it comes with the first answer, or is asked for. */
   whole() {
-    const answer = this.overlay && this.lines
-      ? this.overlay.ranks[0] ?? { time: [], allocated: [] }
-      : this.answers[0];
+    const answer =
+      this.overlay && this.lines ? (this.overlay.ranks[0] ?? { time: [], allocated: [] }) : this.answers[0];
     if (answer) this.minimap.show({ time: answer.time, bytes: answer.allocated }, this.span);
   }
 
   async askWhole() {
     if (this.state.get("from") === null || this.wholeFor === this.context.run().run) return;
     this.wholeFor = this.context.run().run;
-    const answer = await this.context.source.ask("timeline", { run: this.wholeFor, rank: this.context.rank().key, points: 400 }).catch(() => null);
+    const answer = await this.context.source
+      .ask("timeline", { run: this.wholeFor, rank: this.context.rank().key, points: 400 })
+      .catch(() => null);
     if (answer) {
       this.minimap.show({ time: answer.time, bytes: answer.allocated }, answer.span);
       this.minimap.look(windowOf(this.state, answer.span));
@@ -171,7 +210,9 @@ export class TimelineView {
     const isAll = window[0] <= this.span[0] && window[1] >= this.span[1];
     const exact = this.lines ? null : this.answers.every((answer) => answer.exact);
     const detail = exact === null ? "" : exact ? " · every event" : " · sampled, peaks kept";
-    return isAll ? `whole run, ${width}${detail}` : `${width} of ${formatDuration(this.span[1] - this.span[0])}${detail}`;
+    return isAll
+      ? `whole run, ${width}${detail}`
+      : `${width} of ${formatDuration(this.span[1] - this.span[0])}${detail}`;
   }
 
   drawAreas() {
@@ -184,7 +225,11 @@ export class TimelineView {
     const wanted = windowOf(this.state, this.span);
     this.charts.forEach((chart, at) => {
       chart.show(this.answers[at], {
-        most, category: this.state.get("category"), picked: this.pickedIn(chart), window: wanted, span: this.span,
+        most,
+        category: this.state.get("category"),
+        picked: this.pickedIn(chart),
+        window: wanted,
+        span: this.span,
       });
     });
   }
@@ -193,7 +238,14 @@ export class TimelineView {
     this.span = this.overlay.span;
     this.lines.show(
       this.overlay.ranks.map(({ time, allocated }) => ({ time, bytes: allocated })),
-      { window: windowOf(this.state, this.span), span: this.span, marks: { picked: this.pickedInLines(), steps: this.marks.steps.map(([step, time]) => [step, time + this.shift()]) } },
+      {
+        window: windowOf(this.state, this.span),
+        span: this.span,
+        marks: {
+          picked: this.pickedInLines(),
+          steps: this.marks.steps.map(([step, time]) => [step, time + this.shift()]),
+        },
+      },
     );
   }
 
@@ -218,10 +270,13 @@ export class TimelineView {
   }
 
   tell(chart, title, entry) {
-    const place = [formatInstant(entry.time), entry.step !== "" && `step ${entry.step}`, entry.phase].filter(Boolean).join(" · ");
+    const place = [formatInstant(entry.time), entry.step !== "" && `step ${entry.step}`, entry.phase]
+      .filter(Boolean)
+      .join(" · ");
     this.legend.show(title, place, entry, {
       known: new Set(this.answers.flatMap((answer) => Object.keys(answer.categories))),
-      category: this.state.get("category"), capacity: chart.answer.capacity_bytes,
+      category: this.state.get("category"),
+      capacity: chart.answer.capacity_bytes,
     });
   }
 
@@ -231,14 +286,23 @@ export class TimelineView {
   }
 
   showRanks(title, values) {
-    const ranks = this.overlay.ranks.map(({ key }, at) => el("button.legend-row", {
-      type: "button", "data-rank": key, title: "Show this rank alone",
-      onclick: () => this.state.set({ rank: key, layout: "rank" }),
-      onpointerenter: () => this.lines.focus(at), onpointerleave: () => this.lines.focus(-1),
-    }, el("span.swatch", { style: { background: rankColour(at, this.overlay.ranks.length) } }),
-    el("span.legend-label", {}, `rank ${rankName(this.context.rankOf(this.context.run(), key))}`),
-    el("span.legend-value", {}, values[at] === null || values[at] === undefined ? "–" : formatBytes(values[at])),
-    el("span")));
+    const ranks = this.overlay.ranks.map(({ key }, at) =>
+      el(
+        "button.legend-row",
+        {
+          type: "button",
+          "data-rank": key,
+          title: "Show this rank alone",
+          onclick: () => this.state.set({ rank: key, layout: "rank" }),
+          onpointerenter: () => this.lines.focus(at),
+          onpointerleave: () => this.lines.focus(-1),
+        },
+        el("span.swatch", { style: { background: rankColour(at, this.overlay.ranks.length) } }),
+        el("span.legend-label", {}, `rank ${rankName(this.context.rankOf(this.context.run(), key))}`),
+        el("span.legend-value", {}, values[at] === null || values[at] === undefined ? "–" : formatBytes(values[at])),
+        el("span"),
+      ),
+    );
     this.legend.title.textContent = title;
     this.legend.place.textContent = "";
     fill(this.legend.totals, ranks);
@@ -256,26 +320,13 @@ export class TimelineView {
     const entry = chart.entry(index);
     this.charts.forEach(({ plot }) => plot.point(Math.max(entry.time, plot.window[0])));
     this.tell(chart, this.charts.length > 1 ? `rank ${chart.rank.rank} at the cursor` : "at the cursor", entry);
-    const pointed = this.bandAt(chart, entry, event);
+    const pointed = chart.bandAt(entry, event);
     showTooltip(event, [
       el("strong", {}, formatInstant(entry.time)),
       entry.step !== "" || entry.phase ? [`step ${entry.step}`, entry.phase] : null,
       ["allocated", `${formatCount(entry.allocated)} B`],
       pointed && [pointed.label, `${formatCount(pointed.bytes)} B · ${formatShare(pointed.bytes, entry.allocated)}`],
     ]);
-  }
-
-  /** Which band of the stack the pointer is in. */
-  bandAt(chart, entry, event) {
-    const box = chart.plot.chart.over.getBoundingClientRect();
-    const wanted = chart.plot.chart.posToVal(event.clientY - box.top, "y");
-    let sum = 0;
-    for (const { key, label } of this.context.kinds) {
-      const bytes = entry.categories[key] ?? 0;
-      sum += bytes;
-      if (bytes && wanted <= sum) return { label, bytes };
-    }
-    return null;
   }
 
   hoverLines(index, event) {
@@ -332,8 +383,14 @@ export class TimelineView {
   /** @returns whether the key meant something here. */
   key(key) {
     const actions = {
-      "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), 0: () => this.onWindow(this.span),
-      ArrowLeft: () => this.pan(-0.2), ArrowRight: () => this.pan(0.2), p: () => this.toPeak(), Escape: () => this.state.set({ at: null, offset: 0 }),
+      "+": () => this.zoom(0.5),
+      "=": () => this.zoom(0.5),
+      "-": () => this.zoom(2),
+      0: () => this.onWindow(this.span),
+      ArrowLeft: () => this.pan(-0.2),
+      ArrowRight: () => this.pan(0.2),
+      p: () => this.toPeak(),
+      Escape: () => this.state.set({ at: null, offset: 0 }),
     };
     actions[key]?.();
     return key in actions;
