@@ -72,12 +72,12 @@ def grow(run: Path, copy: Path, every: int = 1) -> Iterator[Path]:
     }
     write_json(target / RANK_FILE, {**open_header, "closed": False})
     states = list(drains(rank))
+    whole = {table: (rank / f"{table}.arrow").read_bytes() for table in SCHEMAS}
     before = dict.fromkeys(SCHEMAS, 0)
     for number, lengths in enumerate(states, 1):
         for table, length in lengths.items():
-            data = (rank / f"{table}.arrow").read_bytes()
             with open(target / f"{table}.arrow", "ab") as file:
-                file.write(data[before[table] : length])
+                file.write(whole[table][before[table] : length])
         before = lengths
         last = number == len(states)
         if last:
