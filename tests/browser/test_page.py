@@ -148,6 +148,19 @@ def test_a_run_that_is_not_there_is_said(show: Show) -> None:
     assert "There is no run gone here" in page.inner_text(".problems")
 
 
+def test_a_server_that_goes_away_is_missed(
+    browser: Callable[..., Window], logdir: Path, tmp_path: Path
+) -> None:
+    page = browser().page
+    with memory_tab("--logdir", str(logdir), log=tmp_path / "log") as tab:
+        page.goto(f"http://127.0.0.1:{tab.port}/data/plugin_entry.html?name=memlens#run=baseline")
+        settle(page)
+    page.click(".tab[data-view=lifetimes]")
+    page.wait_for_selector(".notice.error:has-text('does not answer')")
+    page.wait_for_selector(".top.offline", timeout=40_000)
+    page.close()
+
+
 def test_help_and_keys(show: Show) -> None:
     page = show("run=baseline")
     page.keyboard.press("?")
