@@ -47,7 +47,7 @@ def process_state() -> dict[str, Any]:
         "sys.gettrace()": sys.gettrace(),
         "sys.excepthook": sys.excepthook,
         "threading.excepthook": threading.excepthook,
-        "sys.meta_path": list(sys.meta_path),
+        "sys.meta_path": _finders(),
         "gc.isenabled()": gc.isenabled(),
         "gc.callbacks": _collector_callbacks(),
         "threads of memlens": _threads(),
@@ -55,6 +55,13 @@ def process_state() -> dict[str, Any]:
         "os.environ": _environment(),
         "memlens' current session": _session(),
     }
+
+
+def _finders() -> list[Any]:
+    """Who finds modules; those of six and absl add themselves when they are first imported, and stay."""
+    return [
+        each for each in sys.meta_path if type(each).__module__.split(".")[0] not in ("six", "absl")
+    ]
 
 
 def torch_state() -> dict[str, Any] | None:
