@@ -1,12 +1,12 @@
 """What looking on costs: `memlens run --live` and scalars for loggers, beside recording alone.
 
-    python tools/bench_live.py            about three minutes
+    python tools/bench_live.py            about eight minutes
     python tools/bench_live.py --quick    fewer rounds
 
-A job records itself all the time. In turns, nobody looks on; a process looks on and draws in a terminal,
-as `memlens run --live` has it; a logger takes scalars after every step, or after every tenth. A ratio
-compares with recording alone in the same round; the median over rounds is printed, and the share of one
-processor that the process which looks on took, which is what it is held to.
+A job records itself all the time. In turns of two seconds, nobody looks on; a process looks on and draws
+in a terminal, as `memlens run --live` has it; scalars are taken after every step, or after every tenth. A
+ratio compares with recording alone in the same round; the median over rounds is printed. Where other work
+is going on, the share of one processor that the process which looks on took is the better figure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 
 from bench import Step, language_model, tiny
 
@@ -44,7 +45,7 @@ print((time.process_time() - spent) / (time.monotonic() - began), flush=True)
 
 
 @contextlib.contextmanager
-def looking_on(run: Path, shares: list[float]) -> Iterator[None]:
+def looking_on(run: Path, shares: list[float]) -> Iterator[subprocess.Popen[str]]:
     """A process looks on, in a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -62,7 +63,7 @@ def looking_on(run: Path, shares: list[float]) -> Iterator[None]:
     assert looker.stdout is not None
     assert looker.stdout.readline() == "ready\n"
     try:
-        yield
+        yield looker
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -78,23 +79,8 @@ def _swallow(fd: int) -> None:
             pass
 
 
-WAYS = ("alone", "run --live", "scalars, every step", "scalars, every 10 steps")
-EVERY = {"scalars, every step": 1, "scalars, every 10 steps": 10}
-
-
-def _in_session(timed: Callable[[int], float], run: Step, way: str, shares: list[float]) -> float:
-    """Seconds of a step in a run of its own, which is looked at from its beginning."""
-    import memlens
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        out = Path(folder) / "run"
-        stack.enter_context(memlens.profile(out=out))
-        if way == "run --live":
-            stack.enter_context(looking_on(out, shares))
-        for _ in range(3):  # what comes once: the census, the first look
-            run()
-        memlens.scalars()
-        return timed(EVERY.get(way, 0))
+WAYS = {"alone": 0, "run --live": 0, "scalars, every step": 1, "scalars, every 10 steps": 10}
+"""With after how many steps each takes scalars; 0: never."""
 
 
 def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
@@ -117,31 +103,40 @@ def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
                 memlens.scalars()
         return (time.perf_counter() - began) / count
 
-    ratios: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
     shares: list[float] = []
-    alone: list[float] = []
-    for _ in range(rounds):
-        found = {way: _in_session(timed, run, way, shares) for way in WAYS}
-        base = (found["alone"] + _in_session(timed, run, "alone", shares)) / 2
-        alone.append(base)
-        for way in WAYS[1:]:
-            ratios.setdefault(way, []).append(found[way] / base)
-    print(f"  {statistics.median(alone) * 1e3:.1f} ms a step, recorded, one thread")
-    for way, found in ratios.items():
-        print(
-            f"  {way:<24} {statistics.median(found):6.3f} x  ({min(found):.3f} to {max(found):.3f})"
-        )
-    print(f"  whoever looks on took {statistics.median(shares):.2%} of a processor", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        with memlens.profile(out=out), looking_on(out, shares) as looker:
+            for _ in range(3):  # what comes once: the census, the first look
+                run()
+            memlens.scalars()
+            time.sleep(2)
+            for number in range(rounds):
+                order = list(WAYS)[number % 4 :] + list(WAYS)[: number % 4]
+                for way in order:
+                    memlens.scalars()  # no backlog of another's
+                    looker.send_signal(SIGCONT if way == "run --live" else SIGSTOP)
+                    times[way].append(timed(WAYS[way]))
+            looker.send_signal(SIGCONT)
+    base = times["alone"]
+    print(f"  {statistics.median(base) * 1e3:.1f} ms a step, recorded, one thread")
+    for way in list(WAYS)[1:]:
+        ratios = sorted(mine / each for mine, each in zip(times[way], base, strict=True))
+        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        middle = statistics.median(ratios)
+        print(f"  {way:<24} {middle:6.3f} x  (half of the rounds: {low:.3f} to {high:.3f})")
+    print(f"  who looks on took {shares[0]:.2%} of a processor", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     options = parser.parse_args()
-    rounds, seconds = (3, 4.0) if options.quick else (5, 6.0)
+    rounds = 8 if options.quick else 32
     for name, job in (("language model", language_model), ("tiny", tiny)):
         print(f"\nlooking on, {name}")
-        measure(job, seconds, rounds)
+        measure(job, 2.0, rounds)
 
 
 if __name__ == "__main__":
