@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,8 @@ def test_the_trainer(by: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize("by", ["the callback", "memlens run"])
 def test_lightning(by: str, package: str, tmp_path: Path) -> None:
+    if find_spec(package.partition(".")[0]) is None:
+        pytest.skip(f"{package} is not installed")
     out = "'run'" if by == "the callback" else "None"
     head = f"OUT = {out}\nPACKAGE = {package!r}\n"
     write_script(tmp_path / "train.py", head + SUPPORT + LIGHTNING)

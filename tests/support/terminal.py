@@ -13,10 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyte
+import pytest
 from tests.support.jobs import clean_environment
 
 __all__ = ["Terminal"]
+
+pyte = pytest.importorskip("pyte", reason="pyte, which understands terminals, is not installed")
 
 
 class Terminal:
