@@ -5,4 +5,6 @@
     carried     what a window keeps of the time before it
     follow      one rank: what it holds now, its peaks, its last step
     scalars     the same as flat numbers for loggers, in the process that trains
+
+Whatever goes wrong here, the job does not notice.
 """
