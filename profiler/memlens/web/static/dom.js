@@ -90,6 +90,16 @@ export function segmented(label, options, value, onChange) {
   );
 }
 
+/** A table of a look of its own, or of none: the texts of its head, and its body. */
+export function table(look, heads, body) {
+  const row = el(
+    "tr",
+    {},
+    heads.map((text) => el("th", { scope: "col" }, text)),
+  );
+  return el(look ? `table.data.${look}` : "table.data", {}, el("thead", {}, row), body);
+}
+
 /** What stands where there is nothing to show: what is the matter, and what to do. */
 export function notice(title, text, kind = "empty") {
   return el(

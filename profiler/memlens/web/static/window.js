@@ -35,3 +35,16 @@ export function asState([from, to], [first, last], [low, high] = ["from", "to"])
   const isAll = from <= first && to >= last;
   return { [low]: isAll ? null : from, [high]: isAll ? null : to };
 }
+
+/** The window after a key: zoomed, moved, or all of the span; null if the key means nothing. */
+export function afterKey(key, window, span) {
+  const middle = (window[0] + window[1]) / 2;
+  const windows = {
+    "+": () => zoomed(window, 0.5, middle, span),
+    "-": () => zoomed(window, 2, middle, span),
+    ArrowLeft: () => panned(window, -0.2, span),
+    ArrowRight: () => panned(window, 0.2, span),
+    0: () => span,
+  };
+  return windows[key === "=" ? "+" : key]?.() ?? null;
+}

@@ -9,7 +9,7 @@ import { rankName } from "../charts/ranks.js";
 import { DifferenceTables } from "./difference.js";
 import { formatPlace, StepAxis } from "./step_axis.js";
 import { formatBytes, formatInstant, formatShare } from "../units.js";
-import { asState, panned, windowOf, zoomed } from "../window.js";
+import { afterKey, asState, windowOf } from "../window.js";
 
 const CURVES = [
   ["areas", "Areas"],
@@ -307,17 +307,9 @@ export class CompareView {
   }
 
   key(key) {
-    const window = windowOf(this.state, this.span, this.kept());
-    const moves = {
-      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span),
-      "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
-      ArrowLeft: () => panned(window, -0.2, this.span),
-      ArrowRight: () => panned(window, 0.2, this.span),
-      0: () => this.span,
-    };
-    const move = moves[key === "=" ? "+" : key];
-    if (move) this.onWindow(move());
-    return Boolean(move);
+    const window = afterKey(key, windowOf(this.state, this.span, this.kept()), this.span);
+    if (window) this.onWindow(window);
+    return Boolean(window);
   }
 
   update(changed) {

@@ -1,7 +1,7 @@
 /** What differs between two runs at their peaks, by category and by module. */
 
 import { swatch } from "../charts/legend.js";
-import { breakable, el, fill } from "../dom.js";
+import { breakable, el, fill, table } from "../dom.js";
 import { formatBytes, formatCount } from "../units.js";
 import { sum } from "./module_tree.js";
 
@@ -102,12 +102,12 @@ export class DifferenceTables {
 }
 
 function card(title, hint, look, first, body, foot = null) {
-  const heads = [first, "Baseline", "Variant", "Difference", "", ""].map((text) => el("th", { scope: "col" }, text));
+  const heads = [first, "Baseline", "Variant", "Difference", "", ""];
   return el(
     "section.card",
     { "aria-label": title },
     el("header.card-head", {}, el("h2", {}, title), el("span.window-text", {}, hint)),
-    el("div.table-scroll", {}, el(`table.data.${look}`, {}, el("thead", {}, el("tr", {}, heads)), body)),
+    el("div.table-scroll", {}, table(look, heads, body)),
     foot ? el("footer.card-foot", {}, foot) : null,
   );
 }

@@ -4,10 +4,10 @@ import { busy, latest } from "../asking.js";
 import { Plot } from "../charts/plot.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
 import { swatch } from "../charts/legend.js";
-import { el, fill, notice, selector } from "../dom.js";
+import { el, fill, notice, selector, table } from "../dom.js";
 import { colour } from "../theme.js";
 import { formatBytes, formatCount, formatDuration, formatInstant } from "../units.js";
-import { asState, panned, windowOf, zoomed } from "../window.js";
+import { afterKey, asState, windowOf } from "../window.js";
 
 const LIMITS = [
   ["300", "largest 300"],
@@ -141,18 +141,9 @@ export class LifetimesView {
     fill(
       this.bars,
       histogram.length
-        ? el(
-            "table.data.bars",
-            {},
-            el(
-              "thead",
-              {},
-              el(
-                "tr",
-                {},
-                ["Freed within", "Blocks", "", "Bytes", ""].map((text) => el("th", { scope: "col" }, text)),
-              ),
-            ),
+        ? table(
+            "bars",
+            ["Freed within", "Blocks", "", "Bytes", ""],
             el(
               "tbody",
               {},
@@ -229,17 +220,9 @@ export class LifetimesView {
   }
 
   key(key) {
-    const window = windowOf(this.state, this.span);
-    const moves = {
-      "+": () => zoomed(window, 0.5, (window[0] + window[1]) / 2, this.span),
-      "-": () => zoomed(window, 2, (window[0] + window[1]) / 2, this.span),
-      ArrowLeft: () => panned(window, -0.2, this.span),
-      ArrowRight: () => panned(window, 0.2, this.span),
-      0: () => this.span,
-    };
-    const move = moves[key === "=" ? "+" : key];
-    if (move) this.onWindow(move());
-    return Boolean(move);
+    const window = afterKey(key, windowOf(this.state, this.span), this.span);
+    if (window) this.onWindow(window);
+    return Boolean(window);
   }
 
   update(changed) {

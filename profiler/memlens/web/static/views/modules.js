@@ -3,7 +3,7 @@
 import { busy, latest } from "../asking.js";
 import { composition } from "../charts/composition.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
-import { breakable, el, fill, notice } from "../dom.js";
+import { breakable, el, fill, notice, table } from "../dom.js";
 import { find, flat, moduleTree, OUTSIDE } from "./module_tree.js";
 import { formatBytes, formatCount, formatInstant, formatShare } from "../units.js";
 
@@ -37,22 +37,7 @@ export class ModulesView {
       el(
         "div.table-scroll",
         {},
-        el(
-          "table.data",
-          {},
-          el(
-            "thead",
-            {},
-            el(
-              "tr",
-              {},
-              ["Module", "Class", "With all inside", "Share", "Itself", "Categories"].map((text) =>
-                el("th", { scope: "col" }, text),
-              ),
-            ),
-          ),
-          this.rows,
-        ),
+        table("", ["Module", "Class", "With all inside", "Share", "Itself", "Categories"], this.rows),
       ),
       el("footer.card-foot", {}, this.foot),
     );

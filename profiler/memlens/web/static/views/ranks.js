@@ -3,7 +3,7 @@
 import { busy, latest } from "../asking.js";
 import { composition } from "../charts/composition.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
-import { el, fill, notice, segmented } from "../dom.js";
+import { el, fill, notice, segmented, table } from "../dom.js";
 import { colour } from "../theme.js";
 import { rankName } from "../charts/ranks.js";
 import { formatBytes, formatCount, formatShare } from "../units.js";
@@ -47,22 +47,7 @@ export class RanksView {
       el(
         "div.table-scroll",
         {},
-        el(
-          "table.data",
-          {},
-          el(
-            "thead",
-            {},
-            el(
-              "tr",
-              {},
-              ["Rank", "Device", "Peak", "Of the highest", "Step", "Phase", "Categories"].map((text) =>
-                el("th", { scope: "col" }, text),
-              ),
-            ),
-          ),
-          this.rows,
-        ),
+        table("", ["Rank", "Device", "Peak", "Of the highest", "Step", "Phase", "Categories"], this.rows),
       ),
       el("footer.card-foot", {}, this.foot),
     );

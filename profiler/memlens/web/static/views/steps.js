@@ -3,7 +3,7 @@
 import { busy, latest } from "../asking.js";
 import { swatch } from "../charts/legend.js";
 import { hideTooltip, showTooltip } from "../charts/tooltip.js";
-import { el, fill, notice, segmented, svg } from "../dom.js";
+import { el, fill, notice, segmented, svg, table } from "../dom.js";
 import { formatBytes, formatCount, formatDuration } from "../units.js";
 
 const HEIGHT_PX = 260;
@@ -200,20 +200,9 @@ export class StepsView {
       el(
         "div.table-scroll",
         {},
-        el(
-          "table.data",
-          {},
-          el(
-            "thead",
-            {},
-            el(
-              "tr",
-              {},
-              ["Per step", "Category", "Name", "Module", "From", "To", "Steps", "Allocated by"].map((text) =>
-                el("th", { scope: "col" }, text),
-              ),
-            ),
-          ),
+        table(
+          "",
+          ["Per step", "Category", "Name", "Module", "From", "To", "Steps", "Allocated by"],
           el(
             "tbody",
             {},
