@@ -84,6 +84,47 @@ def train(options: argparse.Namespace) -> Results:
     return {**told, **examine_capture(session.run), "torch": torch.__version__}
 
 
+def logged(options: argparse.Namespace) -> Results:
+    """What a logger is given while a training runs, beside what the capture says afterwards."""
+    from gpu.trainings import TRAININGS, Readings, Size
+
+    size = Size(options.device, options.steps)
+    given: dict[int, dict[str, int]] = {}
+
+    def keep(scalars: dict[str, int], step: int) -> None:
+        given[step] = scalars
+
+    begin(size.is_cuda)
+    with session_of(options, logger=keep, log_every=1) as session:
+        TRAININGS[options.name](size, Readings(size.is_cuda))
+    assert session is not None
+    rank = session.capture.ranks[0]
+    differ = []
+    for step in rank.steps():
+        if step.step in given:
+            told = given[step.step]
+            differ += [
+                f"step {step.step}: {name} {told[name]:,} B, afterwards {value:,} B"
+                for name, value in (
+                    ("memory/peak_bytes", step.peak_bytes),
+                    ("memory/end_bytes", step.end_bytes),
+                    *(
+                        (f"memory/{kind.value}_bytes", size)
+                        for kind, size in step.categories.items()
+                    ),
+                )
+                # What a loader has made is unknown before the forward that it is for.
+                if told[name] != value and not name.startswith(("memory/input", "memory/unknown"))
+            ]
+    total = None
+    if size.is_cuda:
+        import torch
+
+        total = torch.cuda.get_device_properties(0).total_memory
+    capacity = (rank.header.get("capacity_bytes") or [None])[0]
+    return {"steps": len(given), "differ": differ, "capacity_bytes": capacity, "total_bytes": total}
+
+
 def begin(is_cuda: bool) -> None:
     """Start with an empty allocator, whose peaks are then those of the job alone."""
     import torch
@@ -371,6 +412,7 @@ JOBS = {
     "card": card,
     "examine": examine,
     "facts": facts,
+    "logged": logged,
     "losses": losses,
     "model": model,
     "out-of-memory": out_of_memory,

@@ -133,6 +133,24 @@ def example(script: str, bench: Bench) -> Verdict:
     return judge_conservation(found, bench.device)
 
 
+# -- while it runs ---------------------------------------------------------------------------------
+
+
+def while_it_runs(bench: Bench) -> Verdict:
+    """A logger is given what the capture says; the device's capacity is in it."""
+    steps = "3" if bench.quick else "8"
+    out = str(bench.place("logged"))
+    found = bench.job("logged", "language-model", "--out", out, "--steps", steps)
+    wrong = list(found["differ"])
+    if not found["steps"]:
+        wrong.append("the logger was given nothing")
+    if found["capacity_bytes"] != found["total_bytes"]:
+        wrong.append(
+            f"capacity {_size(found['capacity_bytes'])}, device {_size(found['total_bytes'])}"
+        )
+    return Verdict(FAIL if wrong else PASS, (*wrong, f"{found['steps']} steps logged"))
+
+
 # -- harm ------------------------------------------------------------------------------------------
 
 
@@ -309,6 +327,7 @@ HARM = [
     Check("losses of convolutions", partial(same_bits, "vision"), seconds=25, full_only=True),
     Check("calls that wait or copy", same_calls, seconds=30),
 ]
+WHILE_IT_RUNS = [Check("scalars of steps, capacity", while_it_runs)]
 SPEED = [
     Check("GPU-bound", partial(speed, "language-model"), seconds=90),
     Check("dispatch-bound", partial(speed, "dispatch-bound"), seconds=45),
@@ -349,6 +368,7 @@ EXAMPLES = [
 SECTIONS = [
     Section("Conservation", CONSERVATION),
     Section("Harm", HARM),
+    Section("While it runs", WHILE_IT_RUNS),
     Section("Speed", SPEED, alone=True),
     Section("Attribution", ATTRIBUTION),
     Section("Out of memory", OUT_OF_MEMORY),
