@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,16 @@ def test_sys_exit_keeps_its_code(tmp_path: Path) -> None:
     assert session.capture.ranks[0].coverage.complete
 
 
+@pytest.fixture
+def no_collector_callbacks() -> Iterator[None]:
+    """Without those of other libraries: an interrupt within one is printed, and lost."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
+
+
+@pytest.mark.usefixtures("no_collector_callbacks")
 def test_ctrl_c_at_any_moment(tmp_path: Path) -> None:
     """An interrupt may come while memlens itself is at work; nothing of it may stay behind."""
     generator = random.Random(0)
