@@ -68,11 +68,12 @@ format: setup ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## measure what profiling costs, our optimizers side by side with others, and the pages
+bench: setup ## measure what profiling costs, our optimizers side by side with others, the pages and exports
 	@$(BIN)/python tools/bench.py
 	@$(BIN)/python tools/bench_optim.py
 	@$(BIN)/python tools/bench_live.py
 	@$(BIN)/python tools/bench_web.py
+	@$(BIN)/python tools/bench_exports.py
 
 clean: ## remove .venv, caches and build outputs; captures in memlens-runs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
