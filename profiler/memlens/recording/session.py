@@ -51,7 +51,8 @@ from memlens.sources.cuda import CudaSource
 
 if TYPE_CHECKING:
     from memlens.capture import Capture
-    from memlens.live.scalars import Logger, StepScalars
+    from memlens.live.scalars import Logger
+    from memlens.recording.last_step import LastStep
 
 __all__ = ["Session", "current_session"]
 
@@ -103,7 +104,7 @@ class Session:
     ) -> None:
         self._after_step = on_step
         self._logger, self._log_every = logger, log_every
-        self._scalars: StepScalars | None = None
+        self._last_step: LastStep | None = None
         self._on_close = on_close
         self._options = options
         self._run = run
@@ -148,6 +149,7 @@ class Session:
                 raise UsageError("--oom-only waits for CUDA to run out, and there is no CUDA here")
             tail = Tail(TAIL_EVENTS, MOST_TAIL_ROWS, source.header)
         recorder = self._recorder = Recorder(source, names, tail)
+        self._last_step = None
         recorder.on_fault = self._fall_asleep
         self._source = source
         try:
@@ -190,7 +192,10 @@ class Session:
         if self._after_step is not None:
             optimizers.on_step.append(self._after_step)
         if self._logger is not None:
-            optimizers.on_step.append(self._log_steps(self._logger))
+            from memlens.recording.last_step import LastStep
+
+            self._last_step = LastStep(recorder)
+            optimizers.on_step.append(self._last_step.handed_to(self._logger, self._log_every))
         backward = BackwardObserver(recorder, parameters)
         backward.on_exit.append(optimizers.after_backward)
         holdings = HoldingObserver(recorder, parameters)
@@ -337,35 +342,13 @@ class Session:
             None: no step has, nothing is on disk, or it can not be read; the job must not suffer from it.
         """
         recorder = self._recorder
-        if recorder is None or recorder.folder is None or recorder.is_busy:
+        if recorder is None:
             return None
-        try:
-            if recorder.recording and recorder.can_drain and recorder.is_ours():
-                recorder.drain()
-            if self._scalars is None:
-                from memlens.live.scalars import StepScalars
+        if self._last_step is None:
+            from memlens.recording.last_step import LastStep
 
-                self._scalars = StepScalars(recorder.folder)
-            return self._scalars.read()
-        except Exception as error:
-            recorder.complain(f"there are no scalars ({type(error).__name__}: {error})")
-            return None
-
-    def _log_steps(self, logger: Logger) -> Callable[[int], None]:
-        from memlens.live.scalars import EachStep
-
-        def complain(text: str) -> None:
-            if self._recorder is not None:
-                self._recorder.complain(text)
-
-        each = EachStep(logger, self._log_every, complain)
-
-        def log(begins: int) -> None:
-            found = self.last_step() if each.is_due(begins) else None
-            if found is not None and found[0] == begins - 1:  # else that one was not recorded
-                each.log(*found)
-
-        return log
+            self._last_step = LastStep(recorder)
+        return self._last_step.read()
 
     # -- events --------------------------------------------------------------------------------
 
