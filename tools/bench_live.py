@@ -67,7 +67,10 @@ def looking_on(run: Path, shares: list[float]) -> Iterator[subprocess.Popen[str]
     finally:
         sleeper.kill()
         sleeper.wait()
-        shares.append(float(looker.stdout.readline()))
+        if (
+            share := looker.stdout.readline()
+        ):  # else it was cut off, ten seconds after the job's end
+            shares.append(float(share))
         looker.wait()
         drawn.join()
         os.close(ours)
@@ -126,7 +129,8 @@ def measure(job: Callable[[], Step], seconds: float, rounds: int) -> None:
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         middle = statistics.median(ratios)
         print(f"  {way:<24} {middle:6.3f} x  (half of the rounds: {low:.3f} to {high:.3f})")
-    print(f"  who looks on took {shares[0]:.2%} of a processor", flush=True)
+    took = f"took {shares[0]:.2%} of a processor" if shares else "was cut off at the end"
+    print(f"  who looks on {took}", flush=True)
 
 
 def main() -> None:
