@@ -180,8 +180,7 @@ def test_nothing_sticks_out(browser: Callable[..., Window], tab: MemoryTab, widt
         address = f"name=memlens#run=baseline&view={view}"
         page.goto("about:blank")
         page.goto(f"http://127.0.0.1:{tab.port}/data/plugin_entry.html?{address}")
-        page.wait_for_selector(".card")
-        page.wait_for_function("!document.querySelector('main .busy')")
+        settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
     window.check()
     page.close()

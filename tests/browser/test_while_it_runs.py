@@ -8,23 +8,11 @@ from pathlib import Path
 
 import pytest
 from tests.support.browser import Window, settle
-from tests.support.jobs import clean_environment
+from tests.support.jobs import UNTIL_TOLD, clean_environment
 from tests.support.memory_tab import memory_tab
 
 pytestmark = pytest.mark.slow
 
-JOB = """
-import sys, time, torch
-model = torch.nn.Linear(64, 64)
-optimizer = torch.optim.Adam(model.parameters())
-for step in range(10_000):
-    model(torch.randn(32, 64)).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    time.sleep(0.05)
-    if sys.stdin in __import__("select").select([sys.stdin], [], [], 0)[0]:
-        break
-"""
 LONGER = """(before) => {
     const shown = document.querySelector(".view-timeline")?.dataset.shown;
     return shown && Number(shown.split("-")[1]) > before;
@@ -33,7 +21,7 @@ LONGER = """(before) => {
 
 def test_the_page_follows_a_run(window: Window, tmp_path: Path) -> None:
     script = tmp_path / "job.py"
-    script.write_text(JOB)
+    script.write_text(UNTIL_TOLD)
     (tmp_path / "logs").mkdir()
     page = window.page
     with memory_tab("--logdir", str(tmp_path / "logs"), log=tmp_path / "log") as tab:

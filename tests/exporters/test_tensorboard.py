@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tests.support.fake_capture import Block, FakeRank, make_capture
 from tests.support.large import make_capture as make_capture_on_disk
 from tests.support.llama_job import llama_job
+from tests.support.tensorboard_server import read
 
 import memlens
 from memlens.cli import main
@@ -36,14 +36,6 @@ JOB = llama_job(STEPS, leak_bytes=MIB)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(JOB, "tensorboard", tmp_path_factory.mktemp("export") / "board")
-
-
-def read(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(
-        str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}
-    )
-    accumulator.Reload()
-    return accumulator
 
 
 def test_each_rank_is_a_run(exported: Path) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.support.fake_capture import START_NS
 from tests.support.llama_job import llama_job
-from tests.support.tensorboard_server import ask, tensorboard
+from tests.support.tensorboard_server import ask, read, tensorboard
 
 from memlens.exporters import export
 
@@ -28,14 +27,6 @@ JOB = llama_job(STEPS, leak_bytes=MIB)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(JOB, "tensorboard", tmp_path_factory.mktemp("export") / "board")
-
-
-def read(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(
-        str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}
-    )
-    accumulator.Reload()
-    return accumulator
 
 
 @pytest.fixture(scope="module")

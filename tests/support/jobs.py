@@ -12,6 +12,7 @@ from textwrap import dedent
 
 __all__ = [
     "STEPS",
+    "UNTIL_TOLD",
     "clean_environment",
     "ours",
     "run_both",
@@ -21,6 +22,20 @@ __all__ = [
     "theirs",
     "write_script",
 ]
+
+UNTIL_TOLD = """
+import sys, time, torch
+model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+optimizer = torch.optim.Adam(model.parameters())
+for step in range(10_000):
+    model(torch.randn(32, 64)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    time.sleep(0.05)
+    if sys.stdin in __import__("select").select([sys.stdin], [], [], 0)[0]:
+        break
+"""
+"""A job that trains until something comes on its input."""
 
 TIMEOUT_S = 120
 

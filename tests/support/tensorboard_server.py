@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ask", "tensorboard"]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+__all__ = ["ask", "read", "tensorboard"]
 
 PATIENCE_S = 60
 
@@ -63,3 +65,12 @@ def ask(url: str, path: str, body: object = None, **query: str) -> Any:
     with opener.open(request, timeout=10) as answer:
         text = answer.read()
     return json.loads(text) if path != "/data/plugin/images/individualImage" else text
+
+
+def read(folder: Path) -> EventAccumulator:
+    """All of a folder of event files, by TensorBoard's own reader."""
+    accumulator = EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}
+    )
+    accumulator.Reload()
+    return accumulator

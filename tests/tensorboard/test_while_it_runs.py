@@ -12,28 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.jobs import clean_environment
+from tests.support.jobs import UNTIL_TOLD, clean_environment
 from tests.support.large import make_capture
 from tests.support.memory_tab import memory_tab
-
-JOB = """
-import sys, time, torch
-model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
-optimizer = torch.optim.Adam(model.parameters())
-for step in range(10_000):
-    model(torch.randn(32, 64)).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    time.sleep(0.05)
-    if sys.stdin in __import__("select").select([sys.stdin], [], [], 0)[0]:
-        break
-"""
 
 
 @pytest.mark.slow
 def test_a_run_that_is_still_written(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
-    script.write_text(JOB)
+    script.write_text(UNTIL_TOLD)
     logs = tmp_path / "logs"
     logs.mkdir()
     job = subprocess.Popen(

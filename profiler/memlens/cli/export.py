@@ -31,7 +31,7 @@ class _ListsTargets(click.Command):
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File or folder to make.  [default: one in RUN, named after the tool]",
+    help="File or folder to make.  [default: one in RUN]",
 )
 def command(run: str, to: str, out: Path | None) -> None:
     """Write a run for another tool to show.
