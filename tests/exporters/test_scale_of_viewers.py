@@ -18,13 +18,14 @@ import memlens
 pytestmark = pytest.mark.slow
 
 EXPORT = """
-import resource, sys
+import sys
 from pathlib import Path
 import memlens
 from memlens.exporters import export
+from tests.support.memory import most_memory_bytes
 
 export(memlens.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(most_memory_bytes() // 2**20)
 """
 LIMITS = {
     "speedscope": (700, 5),

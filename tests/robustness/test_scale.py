@@ -19,8 +19,9 @@ CATEGORIES = list(Category)
 
 # In a process of its own, so that the memory is that of reading, and of nothing else.
 ASK = """
-import json, resource, sys, time
+import json, sys, time
 import memlens
+from tests.support.memory import most_memory_bytes
 
 began, cpu = time.perf_counter(), time.process_time()
 capture = memlens.load(sys.argv[1])
@@ -32,7 +33,7 @@ wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
 
 print(json.dumps({
     "wall_s": wall_s, "cpu_s": cpu_s,
-    "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    "rss_mb": most_memory_bytes() / 1e6,
     "events": rank.events,
     "coverage": [coverage.complete, coverage.lost_events, coverage.witness_difference_bytes,
                  coverage.uncovered_bytes],

@@ -22,11 +22,12 @@ from memlens.disk.format import RANK_FILE, read_json, write_json
 from memlens.web.sizes import MOST_BYTES, brief, dump, within
 
 ASK = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from memlens.web.library import Library
 from memlens.web.questions import answer
 from memlens.web.scan import Folder
+from tests.support.memory import most_memory_bytes
 
 library = Library([Folder(Path(sys.argv[1]))])
 library.search(wait=True)
@@ -37,7 +38,7 @@ def ask(name, **given):
     assert status == 200, content
     return time.process_time() - cpu, len(content), json.loads(content)
 
-idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+idle = most_memory_bytes()
 opening, size, first = ask("timeline")
 total = first["span"][1]
 zooms = [
@@ -49,7 +50,7 @@ print(json.dumps({
     "zoom_s": max(each[0] for each in zooms),
     "bytes": [size, *(each[1] for each in zooms), *(ask(name)[1] for name in
               ("alive", "modules", "lifetimes", "steps"))],
-    "taken_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1000,
+    "taken_mb": (most_memory_bytes() - idle) / 1e6,
 }))
 """
 
