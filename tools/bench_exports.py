@@ -42,7 +42,9 @@ def main() -> None:
         # By a process of its own: one's most memory, as the system counts it, begins with the size of the
         # process that started it.
         make = [sys.executable, str(Path(__file__).with_name("make_capture.py")), str(run)]
-        subprocess.run([*make, "--events", str(options.events)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*make, "--events", str(options.events)], check=True, stdout=subprocess.DEVNULL
+        )
         print(f"\nexports of {options.events:,} events, reading included")
         print(f"{'':<18} {'s':>6} {'MB':>8} {'MB of memory':>13}", flush=True)
         for to in EXPORTERS:
