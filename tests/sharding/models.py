@@ -39,8 +39,8 @@ class Odd(nn.Module):
             for name, value in self.named_parameters():
                 value.requires_grad_(not is_frozen(name))
                 count = value.numel()
-                # Below 256, whole numbers are exact in bfloat16 too.
-                numbers = torch.arange(start, start + count) % 251 + 1
+                # Exact in bfloat16 and float16, too, and small enough that nothing overflows.
+                numbers = (torch.arange(start, start + count) % 251 + 1) / 256
                 value.copy_(numbers.reshape(value.shape).to(value.dtype))
                 start += count
 

@@ -24,6 +24,8 @@ def config(stage: int, precision: str, **more: Any) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bf16"},
+        # A scale that does not change: no step is skipped.
+        "fp16": {"enabled": precision == "fp16", "loss_scale": 1},
     }
     for name in ("gradient_accumulation_steps", "data_types"):
         if name in more:
@@ -38,7 +40,7 @@ CONFIGURATIONS = {
     **{
         f"{stage} {precision}": config(stage, precision)
         for stage in range(4)
-        for precision in ("fp32", "bf16")
+        for precision in ("fp32", "bf16", "fp16")
     },
     **{
         f"{stage} bf16, fp32 gradients": config(stage, "bf16", data_types=FP32)
@@ -52,6 +54,8 @@ CONFIGURATIONS = {
         f"{stage} bf16, offload": config(stage, "bf16", offload_optimizer=CPU)
         for stage in (1, 2, 3)
     },
+    "2 fp16, fp32 gradients": config(2, "fp16", data_types=FP32),
+    "2 fp16, offload": config(2, "fp16", offload_optimizer=CPU),
     "1 bf16, round robin": config(1, "bf16", round_robin_gradients=True),
     "2 fp32, round robin": config(2, "fp32", round_robin_gradients=True),
     "2 bf16, aligned": config(2, "bf16", parameter_alignment=True),

@@ -21,6 +21,8 @@ from torch import Tensor
 
 # Communication over shared memory would be compiled here; gloo does without.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# DeepSpeed asks for processors that are fast in fp16; any can compute in it.
+type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda _: True
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:

@@ -81,6 +81,8 @@ def settings(name: str) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": "bf16" in traits},
+        # A scale that does not change: no step is skipped.
+        "fp16": {"enabled": "fp16" in traits, "loss_scale": 128},
     }
     if "float32" in traits:
         config["data_types"] = {"grad_accum_dtype": "fp32"}

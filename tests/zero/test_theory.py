@@ -16,17 +16,21 @@ from memlens.sharding.zero import Zero, zero_layout
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
 
-MATRIX = [f"stage{stage}-{dtype}" for stage in range(4) for dtype in ("fp32", "bf16")]
+MATRIX = [f"stage{stage}-{dtype}" for stage in range(4) for dtype in ("fp32", "bf16", "fp16")]
 MORE = [
     "stage1-bf16-accumulate",
     "stage1-bf16-float32",
     "stage1-bf16-adamwr",
+    "stage1-fp16-accumulate",
     "stage2-fp32-config-roundrobin-overlap",
     "stage2-bf16-float32-accumulate",
     "stage2-bf16-accumulate-offload",
+    "stage2-fp16-accumulate-offload",
+    "stage2-fp16-float32-accumulate",
     "stage2-bf16-adamw8bit",
     "stage3-bf16-accumulate",
     "stage3-bf16-float32-accumulate",
+    "stage3-fp16-accumulate",
     "stage3-fp32-offload",
     "stage3-bf16-accumulate-offloadall",
     "stage2-bf16-late",
@@ -180,9 +184,10 @@ def test_quantised_state(trained: dict[str, list[Trained]]) -> None:
 def test_gradients_in_backward_are_gradients(trained: dict[str, list[Trained]]) -> None:
     """Also those that hooks free before backward ends: all of each parameter's, in every backward."""
     parameters, _ = parameters_of("")
-    for name in {"stage1-bf16", "stage2-bf16", "stage3-bf16", "stage3-fp32"} & set(trained):
+    whole = {"stage1-bf16", "stage2-bf16", "stage2-fp16", "stage3-bf16", "stage3-fp32"}
+    for name in whole & set(trained):
         for each in trained[name]:
-            size = Zero.from_config({"bf16": {"enabled": "bf16" in name}}, 1).weight_bytes
+            size = Zero.from_config(settings(name), 1).weight_bytes
             begin, end = each.time_ns("forward"), each.time_ns("backward")
             found = {
                 (row["name"], row["size_bytes"])
