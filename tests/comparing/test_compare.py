@@ -162,6 +162,26 @@ def test_the_reason_is_the_job_s_and_not_its_launcher_s(tmp_path: Path) -> None:
     assert found["variants"][0]["reason"] == "error: a word too many"
 
 
+@pytest.mark.parametrize("launcher", [(), ("torchrun", "--standalone", "--nproc-per-node", "2")])
+def test_a_crash_on_the_way_out_is_no_failure(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    """Some of gloo's processes are aborted when they have done everything; others before that."""
+    script(
+        tmp_path,
+        "import ctypes, os; libc = ctypes.CDLL(None); "
+        "os.environ.get('EARLY') and os.abort(); "
+        "step or libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)",
+    )
+    job = ("--", *(launcher or (sys.executable,)), "train.py")
+    (late,) = compare("--optimizer", "sgd", *job, cwd=tmp_path)["variants"]
+    assert (late["status"], late["steps"]) == ("ok", 5)
+    assert len(late["ranks"]) == (2 if launcher else 1)
+    assert "crashed on its way out" in late["notes"][0]
+    job = ("--", "env", "EARLY=1", *job[1:])
+    (early,) = compare("--optimizer", "sgd", *job, cwd=tmp_path, code=1)["variants"]
+    assert early["status"] == "failed"
+    assert early["peak"] is None
+
+
 def test_a_recording_that_stopped_is_no_result(tmp_path: Path) -> None:
     """The job goes on without us, and its peak is not known."""
     script(

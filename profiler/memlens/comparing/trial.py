@@ -30,6 +30,9 @@ _ERROR = re.compile(
     r"(?:\[rank\d+\]: *)?"
     r"(?:([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))|\S+: (error))(?:: ?(.*))?$"
 )
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV)
+_CRASHED = re.compile(r"\b(?:SIGABRT|SIGSEGV)\b|return code = -(?:6|11)\b")
+"""What launchers say of a process that one of these has ended."""
 
 
 def run_trial(
@@ -109,7 +112,9 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
     witnesses = read_witnesses(folder)
     replaced = tuple(dict.fromkeys(kind for each in witnesses for kind in each["replaced"]))
     notes = tuple(dict.fromkeys(note for each in witnesses for note in each["notes"]))
-    if code:
+    if code and _crashed_at_exit(folder / "errors.txt", run, code):
+        notes += ("the job had ended when a process crashed on its way out (a thread of gloo's?)",)
+    elif code:
         status, reason = _why(folder / "errors.txt", code)
         hopeless = status is Status.REFUSED and any(each["is_unsharded"] for each in witnesses)
         return Result(
@@ -146,6 +151,24 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
         notes=(*notes, *_doubts(capture)),
         ranks=ranks,
     )
+
+
+def _crashed_at_exit(errors: Path, run: Path, code: int) -> bool:
+    """Whether every rank had done all of its work and closed its capture, before a process crashed.
+
+    torch ends a process of gloo while its threads run, which aborts one in about thirty.
+    """
+    from memlens.across.ending import End, how_ended
+    from memlens.capture import load
+
+    if -code not in _CRASHES and not _CRASHED.search(errors.read_text("utf-8", "replace")):
+        return False
+    try:
+        capture = load(run)
+    except CaptureError:
+        return False
+    ends = {how_ended(rank.header) for rank in capture.ranks}
+    return ends == {End.CLOSED} and not _missing_ranks(capture)
 
 
 def _ranks(capture: Capture) -> tuple[RankResult, ...]:
