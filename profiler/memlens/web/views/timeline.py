@@ -109,7 +109,7 @@ def _phases(rank: OpenedRank, low: int, high: int) -> Json:
     first, end = np.searchsorted(start_ns, bounds, side="right").tolist()
     first = max(first - 1, 0)
     if end - first > MOST_PHASES:
-        return {"phases": [], "phases_left_out": end - first}
+        return {"phases": [], "phases_left_out": end - first}  # the chart says to zoom in
     time = np.maximum(start_ns[first:end], low + rank.origin_ns) - rank.origin_ns
     return {
         "phases": [

@@ -84,6 +84,7 @@ export class AreaChart {
         marks: {
           steps: answer.steps,
           phases: answer.phases,
+          phasesLeftOut: answer.phases_left_out,
           picked,
           end: answer.span[1],
           peak: answer.window_peak && { time: answer.window_peak.time, bytes: answer.window_peak.allocated_bytes },

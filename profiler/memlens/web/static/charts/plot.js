@@ -190,7 +190,8 @@ export class Plot {
   }
 
   drawPhases(ctx, across, y, ratio) {
-    const { phases } = this.marks;
+    const { phases, phasesLeftOut } = this.marks;
+    if (phasesLeftOut) this.writePhase(ctx, "phases: zoom in", across(this.window[0]), across(this.window[1]), y, ratio);
     const last = Math.min(this.window[1], this.marks.end); // shorter runs end before the window does
     phases.forEach(([time, phase], number) => {
       const start = across(Math.max(time, this.window[0]));
@@ -198,17 +199,21 @@ export class Plot {
       if (end < start) return;
       ctx.fillStyle = colour(`phase-${phase}`) || colour("grid");
       ctx.fillRect(start, y, Math.max(end - start, 0.5), (STRIP_PX - 2) * ratio);
-      if (end - start > ctx.measureText(phase).width + 8 * ratio) {
-        ctx.fillStyle = colour("phase-ink");
-        ctx.textBaseline = "middle";
-        ctx.textAlign = "center";
-        ctx.fillText(phase, (start + end) / 2, y + (STRIP_PX / 2 - 0.5) * ratio);
-      }
+      this.writePhase(ctx, phase, start, end, y, ratio);
     });
+  }
+
+  writePhase(ctx, text, start, end, y, ratio) {
+    if (end - start <= ctx.measureText(text).width + 8 * ratio) return;
+    ctx.fillStyle = colour("phase-ink");
+    ctx.textBaseline = "middle";
+    ctx.textAlign = "center";
+    ctx.fillText(text, (start + end) / 2, y + (STRIP_PX / 2 - 0.5) * ratio);
   }
 
   drawSteps(ctx, across, top, height, ratio) {
     let free = -Infinity;
+    const right = across(this.window[1]) + 6 * ratio; // what is drawn ends there
     ctx.textBaseline = "alphabetic";
     ctx.textAlign = "left";
     for (const [step, time] of this.marks.steps) {
@@ -220,8 +225,9 @@ export class Plot {
       line(ctx, Math.round(x) + 0.5, top - 12 * ratio, top + height);
       ctx.fillStyle = colour("muted");
       const text = `step ${step}`;
-      ctx.fillText(text, x + 4 * ratio, top - 4 * ratio);
-      free = x + Math.max(ctx.measureText(text).width + 10 * ratio, LEAST_LABEL_PX * ratio);
+      const width = ctx.measureText(text).width;
+      if (x + 4 * ratio + width <= right) ctx.fillText(text, x + 4 * ratio, top - 4 * ratio);
+      free = x + Math.max(width + 10 * ratio, LEAST_LABEL_PX * ratio);
     }
   }
 

@@ -91,6 +91,7 @@ export class RankData {
       exact: isExact && told.curve.exact,
       steps: steps.filter(([step]) => step % stride === 0),
       phases: phases.length > 400 ? [] : phases.map(([when, phase]) => [Math.max(when, from), phase]),
+      phases_left_out: phases.length > 400 ? phases.length : 0,
       peak: told.peak,
       window_peak: {
         ...this.place(entries[highest] < 0 ? 0 : this.time[entries[highest]]),
