@@ -54,7 +54,17 @@ CONFIGURATIONS = {
         f"{stage} bf16, offload": config(stage, "bf16", offload_optimizer=CPU)
         for stage in (1, 2, 3)
     },
-    "2 fp16, fp32 gradients": config(2, "fp16", data_types=FP32),
+    **{
+        f"{stage} fp16, fp32 gradients": config(stage, "fp16", data_types=FP32)
+        for stage in (1, 2, 3)
+    },
+    **{
+        f"{stage} {precision}, fp32 gradients, offload": config(
+            stage, precision, data_types=FP32, offload_optimizer=CPU
+        )
+        for stage in (1, 2, 3)
+        for precision in ("bf16", "fp16")
+    },
     "2 fp16, offload": config(2, "fp16", offload_optimizer=CPU),
     "1 bf16, round robin": config(1, "bf16", round_robin_gradients=True),
     "2 fp32, round robin": config(2, "fp32", round_robin_gradients=True),

@@ -103,6 +103,13 @@ class Watched:
             "temp_grad_buffer_for_gpu_offload",
         ):
             kept += inside(getattr(self.zero, name, None))
+        # Those that lie in a bucket are no memory of their own.
+        accumulated = [getattr(each, "grad_accum", None) for each in self.parameters]
+        kept += [
+            each
+            for each in accumulated
+            if each is not None and each.untyped_storage().nbytes() == each.nbytes
+        ]
         return list(storages(kept).values())
 
     def state(self) -> int:

@@ -22,6 +22,8 @@ MORE = [
     "stage1-bf16-float32",
     "stage1-bf16-adamwr",
     "stage1-fp16-accumulate",
+    "stage1-fp16-float32",
+    "stage1-bf16-float32-offload",
     "stage2-fp32-config-roundrobin-overlap",
     "stage2-bf16-float32-accumulate",
     "stage2-bf16-accumulate-offload",

@@ -159,12 +159,6 @@ class _Gradients:
     def __init__(self, zero: Zero, groups: Sequence[FlatGroup], rank: int) -> None:
         if zero.accumulates_apart and zero.accumulation != "fp32":
             raise UsageError(f"gradients accumulated in {zero.accumulation} are not modelled")
-        if zero.accumulates_apart and zero.stage == 1:
-            raise UsageError(
-                f"stage 1 with {zero.precision} and gradients accumulated in fp32"
-                f"{', offloaded,' if zero.offload_optimizer else ''} is not modelled; "
-                "use stage 2, or leave grad_accum_dtype out"
-            )
         self._zero = zero
         self._groups = groups
         self._rank = rank
@@ -190,6 +184,23 @@ class _Gradients:
         # Backward fills it from its end, so that only the sizes of these pieces are right.
         name = "gradients of this rank's parameters"
         return (Held(name, Category.GRADIENT, end, zero.weight_bytes, tuple(spans)),)
+
+    @cached_property
+    def _left_over(self) -> tuple[Held, ...]:
+        """Stage 1 keeps accumulated gradients that are other ranks' until the next step.
+
+        Most lie in the reduce bucket; one that is larger than it has memory of its own.
+        """
+        zero = self._zero
+        if not zero.accumulates_apart or zero.stage > 1:
+            return ()
+        mine = {each.name for group in self._groups for each in _owned(group, self._rank)}
+        others = [
+            each
+            for each in chain.from_iterable(group.parameters for group in self._groups)
+            if each.name not in mine and each.elements > zero.reduce_bucket_size
+        ]
+        return whole(others, Category.GRADIENT, zero.accumulation_bytes)
 
     def _padding(self, group: FlatGroup) -> tuple[Held, ...]:
         """Zeros that are put between and behind the gradients of a partition."""
@@ -231,15 +242,18 @@ class _Gradients:
         zero = self._zero
         if not zero.offload_optimizer:
             padding = (self._padding(group) for group in self._groups)
-            return (*self._held, *chain.from_iterable(padding))
-        return (*self.between_steps, *(self._held if zero.accumulates_apart else ()))
+            return (*self._held, *chain.from_iterable(padding), *self._left_over)
+        kept = self._held if zero.accumulates_apart else ()
+        return (*self.between_steps, *kept, *self._left_over)
 
     @cached_property
     def in_step(self) -> tuple[tuple[Held, ...], ...]:
         """One group after the other: its part in fp32, and what later groups still need."""
         zero = self._zero
         if zero.offload_optimizer:
-            return (self.after_backward,) * len(self._groups)
+            kept = self._held if zero.accumulates_apart else ()
+            always = (*self.between_steps, *self._left_over)
+            return tuple((*always, *kept[at:]) for at in range(len(self._groups)))
         moments: list[tuple[Held, ...]] = []
         for index, group in enumerate(self._groups):
             later = self._groups[index + 1 :]
