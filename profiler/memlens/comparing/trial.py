@@ -156,8 +156,8 @@ def _result(name: str, stand_in: str | None, folder: Path, run: Path, code: int)
 def _crashed_at_exit(errors: Path, run: Path, code: int) -> bool:
     """Whether every rank had done all of its work and closed its capture, before a process crashed.
 
-    A thread of gloo's that lets go of a tensor wants the GIL. While Python shuts down it ends such threads,
-    and C++ answers that by `abort` (seen in core dumps of torch 2.13 under Python 3.11).
+    A thread of gloo's that lets go of a tensor wants the GIL. Python, while it shuts down, ends such a
+    thread, and C++ answers that by `abort` (as core dumps show; torch 2.13, Python 3.11).
     """
     from memlens.across.ending import End, how_ended
     from memlens.capture import load
