@@ -191,7 +191,7 @@ export class Plot {
 
   drawPhases(ctx, across, y, ratio) {
     const { phases, phasesLeftOut } = this.marks;
-    if (phasesLeftOut) this.writePhase(ctx, "phases: zoom in", across(this.window[0]), across(this.window[1]), y, ratio);
+    if (phasesLeftOut) this.writePhase(ctx, "phases: zoom in", ...this.window.map(across), y, ratio);
     const last = Math.min(this.window[1], this.marks.end); // shorter runs end before the window does
     phases.forEach(([time, phase], number) => {
       const start = across(Math.max(time, this.window[0]));
