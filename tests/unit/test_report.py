@@ -337,5 +337,5 @@ Top allocations (3 blocks) ─────────────────�
 
 More: --step N or --rank N to look elsewhere, --rollup for the five published
 names, --json for machines;
-memlens export memlens-runs/20250615-142640-train --to tensorboard
+in a browser: memlens view memlens-runs/20250615-142640-train
 """

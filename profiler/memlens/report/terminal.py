@@ -94,7 +94,7 @@ def print_report(capture: Capture, options: ReportOptions, console: Console) -> 
     console.print(
         Text(
             "More: --step N or --rank N to look elsewhere, --rollup for the five published names, "
-            f"--json for machines;\nmemlens export {plain(capture.info.path)} --to tensorboard",
+            f"--json for machines;\nin a browser: memlens view {plain(capture.info.path)}",
             style="dim",
         )
     )
