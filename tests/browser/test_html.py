@@ -82,7 +82,17 @@ def test_it_answers_as_the_server_does(opened: Any, tab: MemoryTab) -> None:
                 ask("timeline", **about, **window),
                 tab.ask("timeline", **about, **window),
             )
-            for key in ("span", "from", "to", "exact", "steps", "phases", "peak", "window_peak"):
+            for key in (
+                "span",
+                "from",
+                "to",
+                "exact",
+                "steps",
+                "phases",
+                "phases_left_out",
+                "peak",
+                "window_peak",
+            ):
                 told = {**theirs["window_peak"], "module": ours["window_peak"]["module"]}
                 assert ours[key] == (told if key == "window_peak" else theirs[key]), key
             if theirs["exact"]:

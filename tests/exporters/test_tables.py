@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -281,7 +282,7 @@ def test_coverage_and_the_run(capture: Capture, folder: Path) -> None:
         con, "SELECT name, command, world_size, problems FROM run"
     )
     assert (name, world_size) == (capture.info.name, capture.info.world_size)
-    assert command.split() == list(capture.info.command) or not capture.info.command
+    assert shlex.split(command) == list(capture.info.command)
     assert problems == "\n".join(capture.problems)
     found = rows(con, "SELECT complete, lost_events, reserved_peak_bytes, events FROM ranks")
     assert found == [

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 from tests.sharding.models import Odd, groups_of
+from tests.support.deepspeed_on_cpu import do_without_a_compiler_and_allow_fp16
 from torch import Tensor
 
-# Communication over shared memory would be compiled here; gloo does without.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-# DeepSpeed asks for processors that are fast in fp16; any can compute in it.
-type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda _: True
+do_without_a_compiler_and_allow_fp16()
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
+from tests.support.deepspeed_on_cpu import do_without_a_compiler_and_allow_fp16
 from tests.zero.configurations import INPUTS, OUTPUTS, STEPS, Model, groups_of, settings
 from torch import nn
 
@@ -38,10 +38,7 @@ for late in ("zero.stage3", "zero.muon.muon_optimizer", "bf16_optimizer", "fp16.
     with suppress(ImportError):
         importlib.import_module(f"deepspeed.runtime.{late}")
 importlib.import_module("torch._dynamo")
-# Communication over shared memory would be compiled here; gloo does without.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-# DeepSpeed asks for processors that are fast in fp16; any can compute in it.
-type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda _: True
+do_without_a_compiler_and_allow_fp16()
 
 PATIENCE_S = 120
 PAUSE_S = 0.1

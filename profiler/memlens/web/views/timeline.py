@@ -115,5 +115,6 @@ def _phases(rank: OpenedRank, low: int, high: int) -> Json:
         "phases": [
             [when, PHASES[which].value]
             for when, which in zip(time.tolist(), phase[first:end].tolist(), strict=True)
-        ]
+        ],
+        "phases_left_out": 0,
     }

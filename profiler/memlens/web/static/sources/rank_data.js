@@ -79,6 +79,7 @@ export class RankData {
         ? told.phases.slice(-1)
         : told.phases.slice(first)
     ).filter(([when]) => when <= to);
+    const tooMany = phases.length > 400;
     return {
       span,
       from,
@@ -90,8 +91,8 @@ export class RankData {
       capacity_bytes: told.capacity_bytes,
       exact: isExact && told.curve.exact,
       steps: steps.filter(([step]) => step % stride === 0),
-      phases: phases.length > 400 ? [] : phases.map(([when, phase]) => [Math.max(when, from), phase]),
-      phases_left_out: phases.length > 400 ? phases.length : 0,
+      phases: tooMany ? [] : phases.map(([when, phase]) => [Math.max(when, from), phase]),
+      phases_left_out: tooMany ? phases.length : 0,
       peak: told.peak,
       window_peak: {
         ...this.place(entries[highest] < 0 ? 0 : this.time[entries[highest]]),
