@@ -198,7 +198,16 @@ def test_a_torch_that_lacks_a_private_name(run: Run, way: str) -> None:
         if way == "fsdp2-no-group":  # where a rank has no row, nothing tells what the padding is
             weights = tuple(each for each in weights if each.pieces)
         assert sizes(of(Category.WEIGHT, blocks)) == sizes(weights)
-        assert sizes(of(Category.GRADIENT, blocks)) == sizes(layout.gradients_after_backward)
+        gradients, wanted = (
+            sizes(of(Category.GRADIENT, blocks)),
+            sizes(layout.gradients_after_backward),
+        )
+        if way == "fsdp2-no-group":
+            # Buffers of reduce-scatters hold gradients, and are taken for such where nothing tells whose
+            # they are. A thread of gloo lets go of the last ones some time after the step, if it does.
+            groups = groups_of("fsdp2", run.world_size)
+            wanted += (gradients - wanted) & sizes(each.reduce_scatter for each in groups)
+        assert gradients == wanted
         if way == "fsdp2-no-outputs":
             rows = rank.to_arrow().to_pylist()
             gathered = [each for each in rows if each["name"] == "all-gathered parameters"]
