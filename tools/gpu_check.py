@@ -85,6 +85,9 @@ def parse() -> argparse.Namespace:
     )
     cores = os.cpu_count() or 1
     parser.add_argument("--jobs", type=int, help="at a time")
+    parser.add_argument(
+        "--together", type=int, default=1, help="with --plans: real runs at a time, if they all fit"
+    )
     options = parser.parse_args()
     here = Path(__file__)
     if options.plans:
@@ -110,9 +113,9 @@ def hold_plans(bench: Bench, facts: Found, options: argparse.Namespace, command:
         found = bench.job("card")
         card = tuple(found["words"])
         facts["planned as"] = found["text"]
-    facts["at a time"] = f"one run and {options.jobs} plans"
+    facts["at a time"] = f"{options.together} real, {options.jobs} plans"
     table = PlansTable(options.out, command, chosen, planned_twice=not bench.is_cuda, facts=facts)
-    run_plans(Planner(bench, card), chosen, table, options.jobs)
+    run_plans(Planner(bench, card, options.together), chosen, table, options.jobs)
     summary = table.summary
     print(f"{bench.elapsed_s:6.1f} s  {summary.state}: {summary_line(summary)}", flush=True)
     for failure in summary.failures:

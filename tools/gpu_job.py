@@ -321,6 +321,14 @@ def model(options: argparse.Namespace) -> Results:
     }
 
 
+def operators(options: argparse.Namespace) -> Results:
+    """Single operators; what could not be run, and why."""
+    from gpu.operators import run_cases
+
+    with session_of(options):
+        return {"refused": run_cases(options.device, shlex.split(options.words))}
+
+
 def card(options: argparse.Namespace) -> Results:
     """How a command line of `memlens plan` calls this machine's card."""
     import torch
@@ -415,6 +423,7 @@ JOBS = {
     "logged": logged,
     "losses": losses,
     "model": model,
+    "operators": operators,
     "out-of-memory": out_of_memory,
     "script": script,
     "speed": speed,

@@ -1,7 +1,7 @@
 """Runs each job of the matrix twice, for real and planned, and hands over how far the two are apart.
 
-Real runs have the GPU to themselves, one after the other. Plans need none, and several run at a time
-beside them. Without a GPU a second plan takes the real run's place: it shows that all this works, and
+Real runs have the GPU to themselves, one after the other, unless it has room for several. Plans need
+none, and several run at a time beside them. Without a GPU a second plan takes the real run's place: it shows that all this works, and
 that a job is the same to `memlens run` and to `memlens plan`; of a GPU it shows nothing.
 """
 
@@ -48,8 +48,13 @@ class Planner:
     bench: Bench
     card: Sequence[str] = DEFAULT_CARD
     """The machine's card, in words of `memlens plan`."""
-    gpu: threading.Lock = field(default_factory=threading.Lock)
+    together: int = 1
+    """Real runs at a time. What a process allocates is its own; together they must fit the card."""
+    gpu: threading.Semaphore = field(init=False)
     """Whose turn it is on the GPU."""
+
+    def __post_init__(self) -> None:
+        self.gpu = threading.BoundedSemaphore(self.together)
 
     def row(self, job: Job) -> Row:
         """A job on both sides, whatever happens."""
