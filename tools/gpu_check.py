@@ -5,6 +5,7 @@
     python tools/gpu_check.py --device cpu --quick   the same code over the CPU's allocator
     python tools/gpu_check.py --plans                instead: jobs run for real and planned (nine minutes)
     python tools/gpu_check.py --plans --device cpu   the same, each job planned twice
+    python tools/gpu_check.py --operators            instead: single operators, run and planned
 
 Needs torch, memlens' dependencies and transformers; what else is missing is said in its row. Memlens
 need not be installed. Every job runs in a process of its own (tools/gpu_job.py), several at a time but
@@ -27,6 +28,7 @@ from pathlib import Path
 from gpu.bench import FAIL, PASS, SKIPPED, Bench, Found, Stopped, Verdict
 from gpu.checks import SECTIONS, Check, Section
 from gpu.matrix import MATRIX
+from gpu.operators_table import hold_operators
 from gpu.plans import DEFAULT_CARD, Planner, run_plans
 from gpu.plans_table import PlansTable, summary_line
 from gpu.table import Table
@@ -78,7 +80,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and jobs")
     parser.add_argument("--minutes", type=float, default=9, help="in all; default: 9")
     parser.add_argument("--plans", action="store_true", help="hold plans against real runs")
-    parser.add_argument("--out", type=Path, help="default: gpu_check.md or gpu_plans.md, beside it")
+    parser.add_argument(
+        "--operators", action="store_true", help="hold plans of operators against CUDA"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: gpu_check.md, gpu_plans.md or gpu_operators.md, beside it",
+    )
     parser.add_argument("--work", type=Path, help="keep captures and results in this new folder")
     parser.add_argument(
         "--only", action="append", default=[], help="checks with this in their name"
@@ -96,8 +105,18 @@ def parse() -> argparse.Namespace:
         options.out = options.out or here.with_name("gpu_plans.md")
     else:
         options.jobs = options.jobs or max(1, min(4, cores // 2))
-        options.out = options.out or here.with_suffix(".md")
+        name = "gpu_operators.md" if options.operators else "gpu_check.md"
+        options.out = options.out or here.with_name(name)
     return options
+
+
+def card_of(bench: Bench, facts: Found) -> Sequence[str]:
+    """The machine's card, in words of `memlens plan`."""
+    if not bench.is_cuda:
+        return DEFAULT_CARD
+    found = bench.job("card")
+    facts["planned as"] = found["text"]
+    return tuple(found["words"])
 
 
 def hold_plans(bench: Bench, facts: Found, options: argparse.Namespace, command: str) -> int:
@@ -108,11 +127,7 @@ def hold_plans(bench: Bench, facts: Found, options: argparse.Namespace, command:
         if (job.quick or not options.quick)
         and (not options.only or any(word.lower() in job.title for word in options.only))
     ]
-    card = DEFAULT_CARD
-    if bench.is_cuda:
-        found = bench.job("card")
-        card = tuple(found["words"])
-        facts["planned as"] = found["text"]
+    card = card_of(bench, facts)
     facts["at a time"] = f"{options.together} real, {options.jobs} plans"
     table = PlansTable(options.out, command, chosen, planned_twice=not bench.is_cuda, facts=facts)
     run_plans(Planner(bench, card, options.together), chosen, table, options.jobs)
@@ -136,6 +151,9 @@ def main() -> int:
             print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
             if options.plans:
                 return hold_plans(bench, facts, options, command)
+            if options.operators:
+                hold_operators(bench, card_of(bench, facts), options.out, command, facts)
+                return 0
         except Stopped as stopped:
             print(f"nothing can be checked here: {stopped.verdict.log or stopped}", file=sys.stderr)
             return 2

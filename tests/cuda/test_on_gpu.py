@@ -267,13 +267,14 @@ def test_a_history_of_the_jobs_own_goes_on(tmp_path: Path) -> None:
         assert torch._C._cuda_isHistoryEnabled()
         snapshot = torch.cuda.memory._snapshot()
         entries = snapshot["device_traces"][torch.cuda.current_device()]
-        sizes = [entry["size"] for entry in entries if entry["action"] == "alloc"]
-        assert [size for size in sizes if size in (3 * MIB, 5 * MIB, 7 * MIB)] == [
-            3 * MIB,
-            5 * MIB,
-            7 * MIB,
+        ours = [
+            entry
+            for entry in entries
+            if entry["action"] == "alloc" and entry["size"] in (3 * MIB, 5 * MIB, 7 * MIB)
         ]
-        assert all(entry.get("frames") for entry in entries if entry["action"] == "alloc")
+        assert [entry["size"] for entry in ours] == [3 * MIB, 5 * MIB, 7 * MIB]
+        # What the autograd engine's threads allocate has no Python stack.
+        assert all(entry.get("frames") for entry in ours)
         del before, within, after
     finally:
         torch.cuda.memory._record_memory_history(None)

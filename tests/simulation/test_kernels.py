@@ -157,7 +157,7 @@ def test_flash_splits_keys_where_the_card_is_not_full() -> None:
     small = heads(1, 12, 1024, 64)
     rows = 4 * 1 * 12 * 1024
     assert used(_FLASH, small, small, small, 0.0, True, False) == (4 * rows, 4 * rows * 64)
-    assert used(_FLASH, small, small, small, 0.1, True, False) == ()
+    assert used(_FLASH, small, small, small, 0.1, True, False) == (16,)  # a seed and an offset
     large = heads(8, 12, 1024, 64)
     assert used(_FLASH, large, large, large, 0.0, True, False) == ()
 
@@ -191,19 +191,19 @@ def test_efficient_backward() -> None:
     # Tiles of 64 x 64, which keep gradients of keys in registers; two down, one across.
     workspace = 2 * 4 * 2 * (16 + 4 * 64 * 64)
     assert backward(heads(2, 4, 128, 64)) == (4 * 2 * 4 * 128, workspace)
-    # In float32 products with the output are made beside, and keys and values have a staging area of
-    # each of two splits.
-    staging = 2 * 2 * 64 * 64 * 4
-    assert backward(heads(2, 4, 128, 64, torch.float32)) == (
-        4 * 2 * 4 * 128,
-        4 * 2 * 4 * 128 * 64,
-        workspace + 2 * 4 * staging,
-    )
+    # In float32 products with the output are made beside, and their sums are laid out anew.
+    sums = 4 * 2 * 4 * 128
+    expected = (sums, sums * 64, sums, workspace)
+    assert backward(heads(2, 4, 128, 64, torch.float32)) == expected
 
 
 def test_cudnn_backward() -> None:
-    query = heads(2, 4, 128, 64)
-    assert used(_CUDNN_BACKWARD, query, query) == (4 * 2 * 4 * 128 * 65,)
+    query, key = heads(2, 4, 128, 64), heads(2, 2, 96, 64)
+    workspace = 4 * 2 * 4 * 128 * 65 + 256
+    assert used(_CUDNN_BACKWARD, query, query, query, query) == (workspace,)
+    # Gradients of keys and values, for each head of a group.
+    grouped = workspace + 2 * (2 * 4 * 96 * 64 * 2)
+    assert used(_CUDNN_BACKWARD, query, query, key, key) == (grouped,)
 
 
 # -- reductions --------------------------------------------------------------------------------
@@ -293,16 +293,37 @@ def test_gradient_of_an_index() -> None:
     target, index = tensor(1000, 16, dtype=torch.float32), tensor(5000, dtype=torch.int64)
     values = tensor(5000, 16, dtype=torch.float32)
     of = ATEN._index_put_impl_.default
-    assert used(of, target, [index], values, True, True) == (*[40000] * 4, 91135)
+    sort = 2 * 256 * 8 + 2048 + 2 * 40192 + 256 + 255  # by the ten bits of the largest index
+    assert used(of, target, [index], values, True, True) == (*[40000] * 4, sort)
     assert used(of, target, [index], values, False, True) == ()
     one = tensor(1, 16, dtype=torch.float32)
-    expected = (40000, 5000 * 16 * 4, *[40000] * 3, 91135)
+    expected = (40000, 5000 * 16 * 4, *[40000] * 3, sort)
     assert used(of, target, [index], one, True, True) == expected
 
 
 def test_sorting() -> None:
     assert sort_pairs_bytes(2304, 8, 8) == 1
-    assert sort_pairs_bytes(5000, 8, 8) == 8192 + 2048 + 2 * 40192 + 256 + 255
+    assert sort_pairs_bytes(5000, 8, 8) == 8 * 256 * 8 + 2048 + 2 * 40192 + 256 + 255
+    row, rows = tensor(5000, dtype=torch.float32), tensor(2, 5000, dtype=torch.float32)
+    assert used(ATEN.sort.default, row) == (40000, sort_pairs_bytes(5000, 4, 8))
+    assert used(ATEN.sort.default, rows) == ()
+
+
+def test_losses() -> None:
+    """The loss of each element, and what its sum takes, unless it is not reduced."""
+    prediction, target = tensor(4096, 1024), tensor(4096, 1024)
+    whole = 4096 * 1024 * 2
+    sums = reduction_bytes(prediction, None, 4)
+    assert len(sums) == 2
+    assert used(ATEN.mse_loss.default, prediction, target) == (whole, *sums)
+    assert used(ATEN.mse_loss.default, prediction, target, 0) == ()
+    assert used(ATEN.binary_cross_entropy.default, prediction, target, None, 2) == (2, *sums)
+
+
+def test_gradient_of_softmax() -> None:
+    rows = tensor(64, 128, dtype=torch.float32)
+    assert used(ATEN._softmax_backward_data.default, rows, rows, 1, rows.dtype) == (64 * 128 * 4,)
+    assert used(ATEN._log_softmax_backward_data.default, rows, rows, 1, rows.dtype) == ()
 
 
 # -- normalization -----------------------------------------------------------------------------
@@ -355,9 +376,14 @@ def test_convolutions_copy_what_lies_otherwise() -> None:
     last = tensor(2, 8, 16, 16, order=(0, 2, 3, 1))
     of = ATEN.convolution.default
     rest = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    assert used(of, images, weight, *rest) == ()
-    assert used(of, last, weight, *rest) == (4 * 8 * 9 * 2,)
     gradient = tensor(2, 4, 16, 16)
+    assert used(of, last, weight, *rest, outputs=gradient) == (4 * 8 * 9 * 2,)
+    # All three in cuDNN's own layout, with eight channels where there are four.
+    workspace = 2 * (images.numel() + weight.numel() + 2 * gradient.numel())
+    assert used(of, images, weight, *rest, outputs=gradient) == (workspace,)
+    assert used(of, images.double(), weight.double(), *rest, outputs=gradient) == ()
+    pointwise = tensor(4, 8, 1, 1)
+    assert used(of, images, pointwise, *rest, outputs=gradient) == ()
     backward = (gradient, last, weight, [4], *rest[1:], [False, True, False])
     assert used(ATEN.convolution_backward.default, *backward) == (2 * 4 * 256 * 2,)
 

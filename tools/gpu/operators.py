@@ -256,9 +256,7 @@ CASES: dict[str, Case] = {
     ),
     "rms-norm": _on(lambda x, w: F.rms_norm(x, (512,), w), (8192, 512), (512,)),
     "rms-norm-bf16": _on(lambda x, w: F.rms_norm(x, (512,), w), (8192, 512), (512,), dtype=HALF),
-    "group-norm": _on(
-        lambda x, w, b: F.group_norm(x, 32, w, b), (8, 256, 32, 32), (256,), (256,)
-    ),
+    "group-norm": _on(lambda x, w, b: F.group_norm(x, 32, w, b), (8, 256, 32, 32), (256,), (256,)),
     "batch-norm": _on(
         lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
         (32, 64, 56, 56),
@@ -334,9 +332,7 @@ CASES: dict[str, Case] = {
     "max-pool": _on(lambda x: F.max_pool2d(x, 3, 2, 1), (32, 64, 112, 112)),
     "average-pool": _on(lambda x: F.avg_pool2d(x, 2), (32, 64, 56, 56)),
     "adaptive-pool": _on(lambda x: F.adaptive_avg_pool2d(x, 7), (32, 64, 56, 56)),
-    "bilinear": _on(
-        lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (8, 64, 28, 28)
-    ),
+    "bilinear": _on(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (8, 64, 28, 28)),
     "nearest": _on(lambda x: F.interpolate(x, scale_factor=2.0), (8, 64, 28, 28)),
     "to-bf16": _on(lambda x: x.bfloat16(), (4096, 1024)),
     "to-host": _on(_without_gradient(lambda x: x.cpu()), (4096, 1024)),
@@ -373,7 +369,11 @@ CASES: dict[str, Case] = {
         _without_gradient(lambda x: torch.multinomial(x.abs() + 1, 8)),
         (64, 32000),
     ),
-    "permutation": _on(_without_gradient(lambda x: torch.randperm(1_000_000, device=x.device)), (1,)),
-    "permutation-few": _on(_without_gradient(lambda x: torch.randperm(1000, device=x.device)), (1,)),
+    "permutation": _on(
+        _without_gradient(lambda x: torch.randperm(1_000_000, device=x.device)), (1,)
+    ),
+    "permutation-few": _on(
+        _without_gradient(lambda x: torch.randperm(1000, device=x.device)), (1,)
+    ),
     "bernoulli": _on(_without_gradient(lambda x: torch.bernoulli(x.sigmoid())), (4096, 1024)),
 }

@@ -1,8 +1,9 @@
 """Runs each job of the matrix twice, for real and planned, and hands over how far the two are apart.
 
 Real runs have the GPU to themselves, one after the other, unless it has room for several. Plans need
-none, and several run at a time beside them. Without a GPU a second plan takes the real run's place: it shows that all this works, and
-that a job is the same to `memlens run` and to `memlens plan`; of a GPU it shows nothing.
+none, and several run at a time beside them. Without a GPU a second plan takes the real run's place: it
+shows that all this works, and that a job is the same to `memlens run` and to `memlens plan`; of a GPU it
+shows nothing.
 """
 
 from __future__ import annotations

@@ -182,6 +182,8 @@ def _math(
     scores = _ATEN._safe_softmax(scores, -1)
     if dropout_p > 0.0:
         scores = torch.dropout(scores, dropout_p, True)
+    # What is given back beside the result, and dropped by those who called.
+    _weights = scores.to(dtype)
     return torch.matmul(scores, value).to(dtype)
 
 

@@ -12,6 +12,7 @@ from memlens.simulation.kernels.card import multiprocessors
 
 __all__ = [
     "cudnn_backward",
+    "cudnn_forward",
     "efficient_backward",
     "efficient_forward",
     "flash_backward",
@@ -21,6 +22,8 @@ __all__ = [
 _FLOAT = 4
 _HALVES = (torch.float16, torch.bfloat16)
 _MOST_SPLITS = 128
+_SEEDS = 16
+"""Of dropout: a seed and an offset, beside those that are kept."""
 
 
 def flash_forward(
@@ -30,7 +33,7 @@ def flash_forward(
     query, key = args[0], args[1]
     dropout_p = args[3] if len(args) > 3 else 0.0
     if dropout_p:
-        return ()
+        return (_SEEDS,)
     batch, heads, queries, head = query.shape
     keys, key_heads = key.size(2), key.size(1)
     if queries == 1 and heads > key_heads:  # seqlenq_ngroups_swapped
@@ -121,9 +124,10 @@ def efficient_backward(
     is_half = query.dtype in _HALVES
     batch, heads, queries, head = query.shape
     keys, value_head = key.size(2), value.size(3)
-    sizes = [_copy(gradient), _FLOAT * batch * heads * queries]
-    if not is_half:  # kKernelComputesDelta is false
-        sizes.append(_FLOAT * out.numel())
+    sums = _FLOAT * batch * heads * queries
+    sizes = [_copy(gradient), sums]
+    if not is_half:  # kKernelComputesDelta is false: the sums are made of this, and laid out anew
+        sizes += [_FLOAT * out.numel(), sums]
     tiles = next(
         each
         for each in _TILES[is_half, bool(dropout_p)]
@@ -132,7 +136,7 @@ def efficient_backward(
     # GradQTempStorage: a lock, a counter, padding, and the tile.
     workspace = -(-queries // tiles.queries) * -(-head // tiles.keys)
     workspace *= 16 + _FLOAT * tiles.queries * tiles.keys
-    if not (is_half and tiles.largest_head <= tiles.queries):  # kNeedsAccumGradK, -V
+    if is_half and tiles.largest_head > tiles.queries:  # kNeedsAccumGradK, -V
         splits = -(-keys // tiles.keys)
         if (batch * heads >= 256 and keys <= 2 * tiles.keys) or _deterministic():
             splits = 1
@@ -143,16 +147,31 @@ def efficient_backward(
     return tuple(size for size in sizes if size)
 
 
+_CUDNN_OWN = 256
+"""Of any workspace of cuDNN's attention (measured: tools/gpu_operators.md)."""
+
+
+def cudnn_forward(
+    _args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any
+) -> tuple[int, ...]:
+    """A workspace."""
+    return (_CUDNN_OWN,)
+
+
 def cudnn_backward(
     args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any
 ) -> tuple[int, ...]:
-    """One workspace: gradients of queries, and a sum per query, in float32.
+    """A workspace: gradients of queries, and a sum per query, in float32; of keys and values, by head.
 
-    After `get_fe_workspace_size_node` in cudnn-frontend's node/scaled_dot_product_flash_attention.h; what
-    cuDNN itself adds is not public.
+    After `get_fe_workspace_size_node` in cudnn-frontend's node/scaled_dot_product_flash_attention.h.
     """
-    query = args[1]
-    return (_FLOAT * (query.numel() + query.numel() // query.size(-1)),)
+    query, key, value = args[1:4]
+    workspace = _FLOAT * (query.numel() + query.numel() // query.size(-1)) + _CUDNN_OWN
+    for tensor in (key, value):
+        if tensor.size(1) != query.size(1):
+            each_head = tensor.numel() // tensor.size(1) * query.size(1)
+            workspace += each_head * tensor.element_size()
+    return (workspace,)
 
 
 def _copy(tensor: Tensor) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["embedding_backward", "index_put", "masked_scatter", "sort_pairs_bytes"]
+from memlens.simulation.kernels.card import capability
+
+__all__ = ["embedding_backward", "index_put", "masked_scatter", "sort_bytes", "sort_pairs_bytes"]
 
 _LONG = 8
 _FEW_INDICES = 3072
@@ -65,8 +67,14 @@ def index_put(args: Sequence[Any], kwargs: Mapping[str, Any], _outputs: Any) -> 
     if values.numel() < wanted or not values.is_contiguous():
         sizes.append(wanted * values.element_size())
     sizes += [count * _LONG] * 3  # sorted, their places, and the range that is sorted along
-    sizes.append(sort_pairs_bytes(count, _LONG, _LONG))
+    sizes.append(sort_pairs_bytes(count, _LONG, _LONG, _bits(target, indices)))
     return tuple(size for size in sizes if size)
+
+
+def _bits(target: Tensor, indices: Sequence[Tensor | None]) -> int:
+    """Of the largest flat index."""
+    indexed = (size for size, each in zip(target.shape, indices, strict=False) if each is not None)
+    return max(1, prod(indexed).bit_length())
 
 
 def masked_scatter(
@@ -76,19 +84,30 @@ def masked_scatter(
     return (args[0].numel() * _LONG,) if args[0].numel() else ()
 
 
-def sort_pairs_bytes(count: int, key_bytes: int, value_bytes: int) -> int:
+def sort_bytes(count: int, key_bytes: int) -> tuple[int, ...]:
+    """A sort of one row, with the places that its values came from: the range of them, and CUB's."""
+    return (count * _LONG, sort_pairs_bytes(count, key_bytes, _LONG)) if count else ()
+
+
+def sort_pairs_bytes(count: int, key_bytes: int, value_bytes: int, bits: int | None = None) -> int:
     """Temporary storage of `cub::DeviceRadixSort::SortPairs`.
 
-    After cub/device/dispatch/dispatch_radix_sort.cuh (`InvokeOnesweep`, `Policy800`); newer cards have
-    tiles of other sizes, which changes the smallest of the parts.
+    After cub/device/dispatch/dispatch_radix_sort.cuh (`InvokeOnesweep`, `Policy800`), and as measured on
+    compute capability 9.0, whose tiles are larger.
+
+    Args:
+        count: pairs.
+        key_bytes: of a key.
+        value_bytes: of a value.
+        bits: of the keys that are sorted by; None: all.
     """
     dominant = max(key_bytes, value_bytes)
     if count <= 256 * max(1, 19 * 4 // dominant):
         return 1  # one tile
-    tile = 384 * max(1, 21 * 4 // dominant)
-    passes = key_bytes
+    tile = 384 * max(1, (24 if capability() >= (9, 0) else 21) * 4 // dominant)
+    passes = -(-(bits or 8 * key_bytes) // 8)
     parts = (
-        passes * 256 * 4,
+        passes * 256 * 8,
         -(-count // tile) * 256 * 4,
         count * key_bytes,
         count * value_bytes,

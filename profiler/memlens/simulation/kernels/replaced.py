@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlens.simulation.kernels.temporaries import cudnn_layout
+from memlens.simulation.kernels.convolutions import cudnn_layout
+from memlens.simulation.kernels.temporaries import is_reduced
 
 __all__ = ["replacement"]
 
@@ -46,7 +47,26 @@ def _convolution_backward(
     return _laid_out(of_input, layout), _laid_out(of_weight, layout), of_bias
 
 
+def _on_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """The seeds of dropout; also where nothing is dropped."""
+    out, log_sums, *_ = result
+    return out, log_sums, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+
+
+def _reduced_loss(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """The one number lies in the storage that was made for the loss of each element, and keeps it."""
+    place = 3 if func._schema.name == "aten::binary_cross_entropy" else 2
+    if not is_reduced(args, kwargs, place):
+        return result
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return result.new_empty(shape).as_strided((), ())
+
+
 _REPLACED: dict[str, Replaced] = {
+    "aten::_scaled_dot_product_efficient_attention": _on_host,
+    "aten::mse_loss": _reduced_loss,
+    "aten::smooth_l1_loss": _reduced_loss,
+    "aten::binary_cross_entropy": _reduced_loss,
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
 }

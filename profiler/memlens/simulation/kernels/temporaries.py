@@ -1,7 +1,8 @@
 """What the CUDA kernel of an operator takes from the allocator and gives back before it returns.
 
-One row per operator, each from torch's public source. What stands in no public source is not in the
-table but in `LIMITS`: the workspaces of cuDNN and cuSOLVER.
+One row per operator, each from torch's public source, and held against what a GPU does
+(tools/gpu/operators.py). What stands in no public source is in `LIMITS`: the workspaces of cuDNN and
+cuSOLVER.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memlens.simulation.kernels import attention_buffers, index_buffers, norm_buffers
+from memlens.simulation.kernels import (
+    attention_buffers,
+    convolutions,
+    index_buffers,
+    norm_buffers,
+)
 from memlens.simulation.kernels.reductions import reduction_bytes
 
-__all__ = ["LIMITS", "TABLE", "Row", "cudnn_layout", "temporaries"]
+__all__ = ["LIMITS", "TABLE", "Row", "is_reduced", "temporaries"]
 
 Sizes = Callable[[Sequence[Any], Mapping[str, Any], Any], tuple[int, ...]]
 """From arguments, keyword arguments and results of an operator to bytes, in order."""
@@ -78,6 +84,40 @@ def _copied(*places: int) -> Sizes:
         )
 
     return sizes
+
+
+def _softmax_backward(
+    args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any
+) -> tuple[int, ...]:
+    """The gradient times the output; of `log_softmax` there is none."""
+    gradient, output = args[:2]
+    return (output.numel() * torch.promote_types(gradient.dtype, output.dtype).itemsize,)
+
+
+def _loss(*, unreduced: bool) -> Sizes:
+    """A loss that is reduced after it was made for each element, into a result or a tensor of its own."""
+
+    def sizes(args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> tuple[int, ...]:
+        if not is_reduced(args, kwargs, 2 if unreduced else 3):
+            return ()
+        loss = args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
+        sums = reduction_bytes(loss, None, _wide(loss.dtype))
+        return (_bytes(loss) if unreduced else loss.element_size(), *sums)
+
+    return sizes
+
+
+def is_reduced(args: Sequence[Any], kwargs: Mapping[str, Any], place: int) -> bool:
+    """Whether a loss is one number: the mean (1, as is usual) or the sum (2)."""
+    return bool(args[place] if len(args) > place else kwargs.get("reduction", 1))
+
+
+def _sort(args: Sequence[Any], kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
+    """Of one row: the places to be sorted along, and what CUB uses."""
+    values = args[0]
+    if values.numel() != max(values.shape, default=0):
+        return ()
+    return index_buffers.sort_bytes(values.numel(), values.element_size())
 
 
 def _products(*places: int) -> Sizes:
@@ -178,46 +218,6 @@ def _foreach_max(args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -
     return (size,) if size else ()
 
 
-def cudnn_layout(*tensors: Tensor) -> Any:
-    """The layout in which cuDNN convolves (`cudnn_conv_suggest_memory_format`)."""
-    for tensor in tensors:
-        if tensor.dim() == 4 and not tensor.is_contiguous():
-            if tensor.is_contiguous(memory_format=torch.channels_last):
-                return torch.channels_last
-        elif (
-            tensor.dim() == 5
-            and not tensor.is_contiguous()
-            and tensor.is_contiguous(memory_format=torch.channels_last_3d)
-        ):
-            return torch.channels_last_3d
-    return torch.contiguous_format
-
-
-def _in_layout(layout: Any, *tensors: Tensor) -> tuple[int, ...]:
-    return tuple(
-        _bytes(tensor) for tensor in tensors if not tensor.is_contiguous(memory_format=layout)
-    )
-
-
-def _convolution(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
-    input, weight = args[:2]
-    return _in_layout(cudnn_layout(input, weight), input, weight)
-
-
-def _convolution_backward(
-    args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any
-) -> tuple[int, ...]:
-    gradient, input, weight = args[:3]
-    mask = args[10]
-    layout = cudnn_layout(input, weight)
-    read = [gradient] + [input] * bool(mask[1]) + [weight] * bool(mask[0])
-    copies = _in_layout(layout, *read)
-    if not mask[2]:
-        return copies
-    dims = [dim for dim in range(gradient.dim()) if dim != 1]
-    return copies + reduction_bytes(gradient, dims, _wide(gradient.dtype))
-
-
 def _multinomial(args: Sequence[Any], kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
     replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
     return () if replacement and args[1] != 1 else (_bytes(args[0]),)
@@ -293,17 +293,22 @@ TABLE: Mapping[str, Row] = {
     "_scaled_dot_product_efficient_attention_backward": Row(
         attention_buffers.efficient_backward, "transformers/cuda/attention_backward.cu"
     ),
+    "_scaled_dot_product_cudnn_attention": Row(attention_buffers.cudnn_forward, "cudnn/MHA.cpp"),
     "_scaled_dot_product_cudnn_attention_backward": Row(
         attention_buffers.cudnn_backward, "cudnn/MHA.cpp"
     ),
     # softmax and losses
     "_softmax": Row(_copied(0), "cuda/SoftMax.cu"),
     "_log_softmax": Row(_copied(0), "cuda/SoftMax.cu"),
-    "_softmax_backward_data": Row(_copied(0, 1), "cuda/SoftMax.cu"),
+    "_softmax_backward_data": Row(_softmax_backward, "cuda/SoftMax.cu"),
     "_log_softmax_backward_data": Row(_copied(0, 1), "cuda/SoftMax.cu"),
     "nll_loss_forward": Row(_copied(0, 1), "cuda/Loss.cu"),
     "nll_loss_backward": Row(_copied(0, 1, 2), "cuda/Loss.cu"),
+    "mse_loss": Row(_loss(unreduced=True), "BinaryOps.cpp (`mse_loss_out`)"),
+    "smooth_l1_loss": Row(_loss(unreduced=True), "BinaryOps.cpp (`smooth_l1_loss_out`)"),
+    "binary_cross_entropy": Row(_loss(unreduced=False), "cuda/Loss.cu"),
     # indices
+    "sort": Row(_sort, "cuda/Sort.cpp, cuda/SortStable.cu"),
     "embedding_dense_backward": Row(
         index_buffers.embedding_backward, "cuda/Embedding.cu, cuda/EmbeddingBackwardKernel.cu"
     ),
@@ -334,8 +339,8 @@ TABLE: Mapping[str, Row] = {
     "bmm": Row(_products(0, 1), "cuda/Blas.cpp"),
     "baddbmm": Row(_products(1, 2), "cuda/Blas.cpp"),
     # convolution
-    "convolution": Row(_convolution, "cudnn/ConvShared.cpp, Convolution.cpp"),
-    "convolution_backward": Row(_convolution_backward, "cudnn/ConvShared.cpp, Convolution.cpp"),
+    "convolution": Row(convolutions.forward, "cudnn/ConvShared.cpp, Convolution.cpp"),
+    "convolution_backward": Row(convolutions.backward, "cudnn/ConvShared.cpp, Convolution.cpp"),
     # reductions
     "sum": Row(_reduces(_wide, casts=True), "cuda/Reduce.cuh, cuda/ReduceSumProdKernel.cu"),
     "nansum": Row(_reduces(_wide, casts=True), "cuda/Reduce.cuh, cuda/ReduceSumProdKernel.cu"),
@@ -367,10 +372,8 @@ TABLE: Mapping[str, Row] = {
 _ROWS = _Rows()
 
 LIMITS: Mapping[str, str] = {
-    "convolution": "cuDNN's workspaces of convolutions are not counted: it chooses them as it runs",
-    "convolution_backward": (
-        "cuDNN's workspaces of convolutions are not counted: it chooses them as it runs"
-    ),
+    "convolution": convolutions.LIMIT,
+    "convolution_backward": convolutions.LIMIT,
     "cudnn_batch_norm": "cuDNN's workspaces of batch normalization are not counted",
     "_scaled_dot_product_cudnn_attention": (
         "of cuDNN's workspaces of attention only the public part is counted"
@@ -380,9 +383,9 @@ LIMITS: Mapping[str, str] = {
     "_linalg_svd": "cuSOLVER's workspaces are not counted",
     "linalg_qr": "cuSOLVER's workspaces are not counted",
     "_linalg_eigh": "cuSOLVER's workspaces are not counted",
-    "sort": "the buffers of sorting and searching are not counted",
+    "sort": "of the buffers of sorting only those of a single row are counted",
     "topk": "the buffers of sorting and searching are not counted",
-    "argsort": "the buffers of sorting and searching are not counted",
+    "argsort": "of the buffers of sorting only those of a single row are counted",
     "_unique2": "the buffers of sorting and searching are not counted",
 }
 """What is not known of an operator, by its name; a sentence for who reads the result."""

@@ -1,0 +1,93 @@
+"""What cuDNN's convolutions use inside: copies in the layout that they need, and workspaces.
+
+CuDNN chooses a kernel as it runs, by rules that are not public. What stands here is what was measured on
+an H200 (tools/gpu_operators.md): for tensor cores, channels are last. Where they are not, cuDNN lays
+input, weight and result out anew within its workspace; channels are padded to 16 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memlens.simulation.kernels.card import capability
+from memlens.simulation.kernels.reductions import reduction_bytes
+
+__all__ = ["LIMIT", "backward", "cudnn_layout", "forward"]
+
+LIMIT = "cuDNN's workspaces of convolutions are an estimate, after what an H200 took"
+_VECTOR_BYTES = 16
+_PARTIAL_GRADIENTS = 12
+"""Of the weight, in float32; from 1 to 29 were seen, 12 and more of most."""
+
+
+def cudnn_layout(*tensors: Tensor) -> Any:
+    """The layout in which cuDNN convolves (`cudnn_conv_suggest_memory_format`)."""
+    for tensor in tensors:
+        if tensor.dim() == 4 and not tensor.is_contiguous():
+            if tensor.is_contiguous(memory_format=torch.channels_last):
+                return torch.channels_last
+        elif (
+            tensor.dim() == 5
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=torch.channels_last_3d)
+        ):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def forward(args: Sequence[Any], _kwargs: Mapping[str, Any], outputs: Any) -> tuple[int, ...]:
+    """Input and weight in another layout, and the workspace."""
+    input, weight = args[:2]
+    layout = cudnn_layout(input, weight)
+    copies = _in_layout(layout, input, weight)
+    if not _is_laid_out_anew(input, weight, layout, groups=args[8]):
+        return copies
+    return (*copies, sum(map(_padded, (input, weight, outputs))))
+
+
+def backward(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
+    """The same; the workspaces of both gradients follow each other, and are one here."""
+    gradient, input, weight = args[:3]
+    of_input, of_weight, of_bias = args[10]
+    layout = cudnn_layout(input, weight)
+    read = [gradient] + [input] * bool(of_weight) + [weight] * bool(of_input)
+    sizes = list(_in_layout(layout, *read))
+    if (of_input or of_weight) and _is_laid_out_anew(input, weight, layout, groups=args[9]):
+        workspace = _padded(input) + _padded(gradient)
+        partial = _PARTIAL_GRADIENTS * 4 * weight.numel() if of_weight else _padded(weight)
+        sizes.append(workspace + partial)
+    if of_bias:
+        dims = [dim for dim in range(gradient.dim()) if dim != 1]
+        sizes += reduction_bytes(gradient, dims, max(4, gradient.element_size()))
+    return tuple(sizes)
+
+
+def _in_layout(layout: Any, *tensors: Tensor) -> tuple[int, ...]:
+    return tuple(
+        tensor.numel() * tensor.element_size()
+        for tensor in tensors
+        if not tensor.is_contiguous(memory_format=layout)
+    )
+
+
+def _is_laid_out_anew(input: Tensor, weight: Tensor, layout: Any, *, groups: int) -> bool:
+    if layout is not torch.contiguous_format or groups != 1 or capability() < (8, 0):
+        return False
+    if input.dtype is torch.float32:
+        if not torch.backends.cudnn.allow_tf32:
+            return False
+    elif input.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return any(size != 1 for size in weight.shape[2:])  # else it is a product of matrices
+
+
+def _padded(tensor: Tensor) -> int:
+    """Bytes, with the second dimension (channels) rounded up."""
+    channels = tensor.size(1)
+    vector = _VECTOR_BYTES // tensor.element_size()
+    rounded = -(-channels // vector) * vector
+    return tensor.numel() // max(1, channels) * rounded * tensor.element_size()
