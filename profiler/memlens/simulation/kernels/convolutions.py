@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memlens.simulation.kernels.card import capability
+from memlens.simulation.kernels.card import capability, multiprocessors
 from memlens.simulation.kernels.reductions import reduction_bytes
 
 __all__ = ["LIMIT", "backward", "cudnn_layout", "forward"]
 
 LIMIT = "cuDNN's workspaces of convolutions are an estimate, after what an H200 took"
 _VECTOR_BYTES = 16
-_PARTIAL_GRADIENTS = 12
-"""Of the weight, in float32; from 1 to 29 were seen, 12 and more of most."""
+_TILE = 128
+"""Rows and columns of a product that one multiprocessor works on: about what the figures suggest."""
 
 
 def cudnn_layout(*tensors: Tensor) -> Any:
@@ -57,9 +57,8 @@ def backward(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> 
     read = [gradient] + [input] * bool(of_weight) + [weight] * bool(of_input)
     sizes = list(_in_layout(layout, *read))
     if (of_input or of_weight) and _is_laid_out_anew(input, weight, layout, groups=args[9]):
-        workspace = _padded(input) + _padded(gradient)
-        partial = _PARTIAL_GRADIENTS * 4 * weight.numel() if of_weight else _padded(weight)
-        sizes.append(workspace + partial)
+        workspace = sum(map(_padded, (input, weight, gradient)))
+        sizes.append(workspace + (_partial_gradients(weight) if of_weight else 0))
     if of_bias:
         dims = [dim for dim in range(gradient.dim()) if dim != 1]
         sizes += reduction_bytes(gradient, dims, max(4, gradient.element_size()))
@@ -83,6 +82,18 @@ def _is_laid_out_anew(input: Tensor, weight: Tensor, layout: Any, *, groups: int
     elif input.dtype not in (torch.float16, torch.bfloat16):
         return False
     return any(size != 1 for size in weight.shape[2:])  # else it is a product of matrices
+
+
+def _partial_gradients(weight: Tensor) -> int:
+    """Of the weight, in float32: a product with too few tiles for the card is split along its sum.
+
+    Halves are summed in float32 in any case.
+    """
+    rows, columns = weight.size(0), weight.numel() // weight.size(0)
+    splits = multiprocessors() // (-(-rows // _TILE) * -(-columns // _TILE))
+    if splits <= 1 and weight.dtype is torch.float32:
+        return 0
+    return max(splits, 1) * 4 * weight.numel()
 
 
 def _padded(tensor: Tensor) -> int:
