@@ -89,11 +89,12 @@ def _partial_gradients(weight: Tensor) -> int:
 
     Halves are summed in float32 in any case.
     """
-    rows, columns = weight.size(0), weight.numel() // weight.size(0)
+    count = _padded(weight) // weight.element_size()
+    rows, columns = weight.size(0), count // weight.size(0)
     splits = multiprocessors() // (-(-rows // _TILE) * -(-columns // _TILE))
     if splits <= 1 and weight.dtype is torch.float32:
         return 0
-    return max(splits, 1) * 4 * weight.numel()
+    return max(splits, 1) * 4 * count
 
 
 def _padded(tensor: Tensor) -> int:
