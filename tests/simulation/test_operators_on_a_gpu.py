@@ -72,10 +72,10 @@ def test_requests_are_those_of_cuda(table: Any, recorded: Any, planned: Any) -> 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_workspaces_of_convolutions_are_near(recorded: Any, planned: Any, phase: str) -> None:
-    """Estimates, since cuDNN's rules are not public: from 10 % less to twice as much."""
+    """Estimates, since cuDNN's rules are not public: from 15 % less to twice as much."""
     cases = [each for each in DIFFERENT["a workspace of cuDNN"] if each.startswith("conv-")]
     cases = [each for each in cases if each not in ("conv-1x1", "conv-3x3-last")]
     assert len(cases) >= 10
     for case in cases:
         ratio = max(planned[case][phase]) / max(recorded[case][phase])
-        assert 0.9 < ratio < 2.0, case
+        assert 0.85 < ratio < 2.0, case
