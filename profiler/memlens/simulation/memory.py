@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from memlens.allocator.addresses import DriverAddresses
 from memlens.allocator.caching import CachingAllocator
 from memlens.allocator.settings import AllocatorSettings
 from memlens.sources.base import Block
@@ -33,7 +34,7 @@ class DeviceMemory:
 
     def __init__(self, settings: AllocatorSettings, total_bytes: int) -> None:
         self.total_bytes = total_bytes
-        self.allocator = CachingAllocator(settings, clock=time_ns)
+        self.allocator = CachingAllocator(settings, place=DriverAddresses(), clock=time_ns)
         self.allocator.keeps_history = False
         self.stream = 0
         """Number of the current stream."""
