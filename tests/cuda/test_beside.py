@@ -13,7 +13,7 @@ from torch import nn
 import memlens
 from memlens.events import Category
 from memlens.sources.cuda_facts import facts_of
-from memlens.sources.cuda_workspaces import workspace_bytes
+from memlens.sources.cuda_workspaces import lt_workspace_bytes, workspace_bytes
 
 Install = Callable[[HookHistory], HookHistory]
 MIB = 2**20
@@ -26,11 +26,25 @@ MIB = 2**20
         ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, [4 * MIB, 32 * MIB]),
         ({"CUBLAS_WORKSPACE_CONFIG": ":16:8:4096:2"}, [4_210_688, 8_519_680]),
         ({"CUBLAS_WORKSPACE_CONFIG": "none of it"}, [8_519_680, 32 * MIB]),
-        ({"CUBLASLT_WORKSPACE_SIZE": "1024"}, [MIB, 8_519_680, 32 * MIB]),
     ],
 )
 def test_how_large_workspaces_are(environment: dict[str, str], sizes: list[int]) -> None:
     assert workspace_bytes(environment) == sizes
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({}, MIB),
+        ({"CUBLASLT_WORKSPACE_SIZE": "512"}, MIB // 2),
+        ({"CUBLASLT_WORKSPACE_SIZE": "much"}, MIB),
+        ({"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "1"}, 0),
+    ],
+)
+def test_how_large_the_workspace_of_products_with_a_bias_is(
+    environment: dict[str, str], size: int
+) -> None:
+    assert lt_workspace_bytes(environment) == size
 
 
 class Library(nn.Module):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memlens.attribution.lifetimes import Lifetimes, pair, witnessed_bytes
 from memlens.attribution.rules import Attribution, attribute
 from memlens.attribution.segments import Segments, segment
+from memlens.attribution.workspaces import Workspaces
 from memlens.disk.format import codes
 from memlens.disk.reader import RankData
 from memlens.events import Action, MarkKind
@@ -158,8 +159,7 @@ class DeviceHistory:
         recorded = np.searchsorted(on, time, side="right") > np.searchsorted(off, time, side="left")
         mine = (self.data.tags["device"] == self.device) & recorded
         tags = {name: column[mine] for name, column in self.data.tags.items()}
-        workspaces = self.data.header.get("workspaces") or []
-        return attribute(self.blocks, self.segments, tags, workspaces)
+        return attribute(self.blocks, self.segments, tags, Workspaces.of(self.data.header))
 
     @cached_property
     def blind_ns(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from memlens.attribution.lifetimes import FOREVER, Lifetimes
 from memlens.attribution.parts import Parts, find_parts
 from memlens.attribution.segments import Scope, Segments
+from memlens.attribution.workspaces import Workspaces, find_workspaces
 from memlens.disk.format import codes
 from memlens.events import Category, Certainty
 
@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 _CATEGORY = codes(Category)
 _CERTAINTY = codes(Certainty)
+_NO_WORKSPACES = Workspaces()
 
 _PRIORITY = (
     Category.WEIGHT,
@@ -58,7 +59,7 @@ def attribute(
     blocks: Lifetimes,
     segments: Segments,
     tags: dict[str, Array],
-    workspaces: Collection[int] = (),
+    workspaces: Workspaces = _NO_WORKSPACES,
 ) -> Attribution:
     """Join lifetimes, segments and tags.
 
@@ -66,11 +67,11 @@ def attribute(
         blocks: one row per block.
         segments: what the job did when.
         tags: what observers said, columns as on disk.
-        workspaces: sizes that libraries ask for when they make a workspace for themselves.
+        workspaces: sizes that libraries ask for when they make one for themselves.
     """
     where = segments.at(blocks.alloc_ns).astype(np.int32)
     category = _infer(blocks, segments, where)
-    category[_is_workspace(blocks, segments, where, workspaces)] = _CATEGORY["workspace"]
+    category[find_workspaces(blocks, segments, where, workspaces)] = _CATEGORY["workspace"]
     certainty = np.full(len(category), _CERTAINTY["inferred"], np.int8)
     # What a library keeps, and no object shows, is called after what made it.
     name = np.where(category == _CATEGORY["temporary"], -1, segments.label[where])
@@ -130,21 +131,6 @@ def _in_bucket(blocks: Lifetimes, tags: dict[str, Array], tag: Array, block: Arr
     is_bucket = since[block] < np.where(size < room, FOREVER, time)
     found: Array = (kind == _CATEGORY["gradient"]) & is_bucket
     return found
-
-
-def _is_workspace(
-    blocks: Lifetimes, segments: Segments, where: Array, sizes: Collection[int]
-) -> Array:
-    """Blocks that only a library can hold: of the size of its workspace, and kept beyond the step.
-
-    No tensor of Python's holds them, so that nobody tags them; a tag, where there is one, wins.
-    """
-    fits: Array = np.isin(blocks.requested_bytes, list(sizes))
-    if np.any(fits):
-        freed_in = segments.step[segments.at(blocks.free_ns)]
-        fits &= (segments.scope[where] != Scope.NONE) | blocks.preexisting
-        fits &= (blocks.free_ns == FOREVER) | (freed_in > segments.step[where])
-    return fits
 
 
 def _infer(blocks: Lifetimes, segments: Segments, where: Array) -> Array:

@@ -84,6 +84,7 @@ RANK_FIELDS: Fields = {
     "lost_events": _is_count_if_there,
     "allocator": _is_object_if_there,
     "workspaces": _is_counts_if_there,
+    "lt_workspace_bytes": _is_count_if_there,
     "capacity_bytes": _is_counts_if_there,
     "sharding": _is_texts_if_there,
     "device_events": _is_counts_if_there,

@@ -17,6 +17,7 @@ import pyarrow as pa
 from memlens.attribution.device import DeviceHistory
 from memlens.attribution.rules import attribute
 from memlens.attribution.segments import Scope, segment
+from memlens.attribution.workspaces import Workspaces
 from memlens.disk.format import SCHEMAS, codes
 from memlens.disk.reader import NameTables, RankData, columns_of
 from memlens.events import Category, MarkKind
@@ -69,9 +70,7 @@ class Stretch:
         else:
             self.blocks = told
         self.segments = segments
-        self.found = attribute(
-            self.blocks, segments, self._tags(), data.header.get("workspaces") or []
-        )
+        self.found = attribute(self.blocks, segments, self._tags(), Workspaces.of(data.header))
         self.category = self.found.category
         if carried is not None:
             self.category = carried.keep_inherited(self.category, self.blocks, rows, mine)

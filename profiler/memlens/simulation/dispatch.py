@@ -26,6 +26,7 @@ from memlens.simulation.backend import (
 )
 from memlens.simulation.host_memory import HostMemory
 from memlens.simulation.in_place import InPlace
+from memlens.simulation.kernels.products import adds_bias
 from memlens.simulation.kernels.temporaries import temporaries
 from memlens.simulation.memory import DeviceMemory
 from memlens.simulation.nested import data_less, map_tensors, tensors
@@ -62,9 +63,16 @@ class Simulation(TorchDispatchMode):
         memory: of the device.
         notes: gets what cannot be known.
         workspace_bytes: what cuBLAS is given at the first matrix product of a thread and stream.
+        lt_workspace_bytes: the same of cuBLASLt, at the first to which a bias is added.
     """
 
-    def __init__(self, memory: DeviceMemory, notes: Notes, workspace_bytes: int) -> None:
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        notes: Notes,
+        workspace_bytes: int,
+        lt_workspace_bytes: int,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory = memory
         self.notes = notes
@@ -73,6 +81,7 @@ class Simulation(TorchDispatchMode):
         self.data_less = DataLess()
         self.in_place = InPlace()
         self._workspace_bytes = workspace_bytes
+        self._lt_workspace_bytes = lt_workspace_bytes
         self._lock = threading.RLock()
 
     @classmethod
@@ -181,8 +190,7 @@ class Simulation(TorchDispatchMode):
             if used:
                 memory.pass_through(used)
             if facts.is_product and on_device(args[0]):
-                in_backward = torch._C._current_graph_task_id() != -1
-                memory.workspace(self._workspace_bytes, in_backward=in_backward)
+                self._multiply(facts, args, kwargs)
         elif facts.writes and (used := temporaries(func, args, kwargs, result)):
             memory.pass_through(used)
         for storage, size_bytes in outs:
@@ -196,6 +204,12 @@ class Simulation(TorchDispatchMode):
                 for tensor in data_less(args[place] if place < len(args) else None):
                     self.values.lose(tensor)
         return result
+
+    def _multiply(self, facts: Schema, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        in_backward = torch._C._current_graph_task_id() != -1
+        self.memory.workspace(self._workspace_bytes, in_backward=in_backward)
+        if facts.adds and adds_bias(args, kwargs):
+            self.memory.workspace(self._lt_workspace_bytes, in_backward=in_backward, is_lt=True)
 
     # -- values --------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class DeviceMemory:
         """Given back while it was held: by the garbage collector, in the middle of something, or by
         another thread."""
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
-        self._workspaces: dict[tuple[int, bool], int] = {}
+        self._workspaces: dict[tuple[int, bool, bool], int] = {}
 
     # -- storages ------------------------------------------------------------------------------
 
@@ -118,13 +118,13 @@ class DeviceMemory:
         for address in [self.malloc(size) for size in sizes]:
             self.free(address)
 
-    def workspace(self, size_bytes: int, *, in_backward: bool) -> None:
-        """CuBLAS's workspace: one per handle and stream, made when first needed, and kept.
+    def workspace(self, size_bytes: int, *, in_backward: bool, is_lt: bool = False) -> None:
+        """A workspace of cuBLAS, or of cuBLASLt: one per handle and stream, made when needed, and kept.
 
         Each thread has a handle of its own, and the autograd engine runs on a thread of the device
         (`getCurrentCUDABlasHandle` in aten/src/ATen/cuda/CublasHandlePool.cpp).
         """
-        key = (self.stream, in_backward)
+        key = (self.stream, in_backward, is_lt)
         if size_bytes and key not in self._workspaces:
             self._workspaces[key] = self.malloc(size_bytes)
 

@@ -23,7 +23,7 @@ from memlens.simulation.kernels.composites import keep_whole
 from memlens.simulation.kernels.softmax import convert_in_softmax
 from memlens.simulation.memory import DeviceMemory
 from memlens.simulation.problems import Notes
-from memlens.sources.cuda_workspaces import default_workspace_bytes
+from memlens.sources.cuda_workspaces import default_workspace_bytes, lt_workspace_bytes
 from memlens.torch_private import missing_simulation_features
 
 __all__ = ["Simulated", "begin_simulation", "current_simulation"]
@@ -78,7 +78,12 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
     install_autocast(DEVICE_TYPE)
     convert_in_softmax()
     capability = (card.major, card.minor)
-    simulation = Simulation(memory, notes, default_workspace_bytes(os.environ, capability))
+    simulation = Simulation(
+        memory,
+        notes,
+        default_workspace_bytes(os.environ, capability),
+        lt_workspace_bytes(os.environ),
+    )
     install_cuda(memory, card)
     install_host(simulation)
     install_distributed(world_size)

@@ -18,6 +18,8 @@ _MATRIX_PRODUCTS = frozenset(
     {"mm", "bmm", "addmm", "baddbmm", "addbmm", "addmv", "dot", "mv", "_addmm_activation"}
 )
 """Operators that ask cuBLAS, which wants a workspace."""
+_PRODUCTS_AND_SUMS = ("addmm", "_addmm_activation")
+"""They ask cuBLASLt where a bias is added, which wants another one."""
 _COMPOSED = frozenset({
     "binary_cross_entropy_with_logits", "dist", "embedding", "logsumexp", "soft_margin_loss",
     "soft_margin_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward", "_safe_softmax",
@@ -40,6 +42,8 @@ class Schema:
     """Position of the argument that says the size; -1: none does."""
     name: str
     is_product: bool
+    adds: bool
+    """A product that a bias may be added to at once."""
     replaced: Callable[..., Any] | None
     """Makes its results those of CUDA."""
     outs: tuple[str, ...]
@@ -67,6 +71,7 @@ def schema_of(func: torch._ops.OpOverload) -> Schema:
         sizes=next((place for place, each in enumerate(arguments) if each.name == "size"), -1),
         name=name,
         is_product=name in _MATRIX_PRODUCTS,
+        adds=name in _PRODUCTS_AND_SUMS,
         replaced=replacement(func),
         outs=tuple(each.name for each in arguments if each.is_out),
         composite=_composite(func, name),

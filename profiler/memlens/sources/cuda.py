@@ -37,7 +37,7 @@ from memlens.sources.cuda_trace import (
     blocks_of,
     census_of,
 )
-from memlens.sources.cuda_workspaces import workspace_bytes
+from memlens.sources.cuda_workspaces import lt_workspace_bytes, workspace_bytes
 
 __all__ = ["CudaSource"]
 
@@ -234,6 +234,7 @@ class CudaSource:
             "capacity_bytes": self._capacity_bytes(),
             "devices": list(self.devices),
             "workspaces": workspace_bytes(os.environ),
+            "lt_workspace_bytes": lt_workspace_bytes(os.environ),
         }
 
     def _capacity_bytes(self) -> list[int] | None:

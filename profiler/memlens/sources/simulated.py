@@ -16,7 +16,7 @@ from memlens.events import Action
 from memlens.recording.names import Names
 from memlens.simulation.process import Simulated
 from memlens.sources.base import Block, EventBatch, Gauge
-from memlens.sources.cuda_workspaces import workspace_bytes
+from memlens.sources.cuda_workspaces import lt_workspace_bytes, workspace_bytes
 
 __all__ = ["SimulatedSource"]
 
@@ -149,6 +149,7 @@ class SimulatedSource:
             "allocator": self._simulated.settings,
             "capacity_bytes": [self._memory.total_bytes],
             "workspaces": workspace_bytes(os.environ),
+            "lt_workspace_bytes": lt_workspace_bytes(os.environ),
         }
 
     def abandon(self) -> None:

@@ -19,6 +19,7 @@ from memlens.simulation.kernels import (
     index_buffers,
     norm_buffers,
 )
+from memlens.simulation.kernels.products import copied_for_cublas
 from memlens.simulation.kernels.reductions import reduction_bytes
 
 __all__ = ["LIMITS", "TABLE", "Row", "is_reduced", "temporaries"]
@@ -118,23 +119,6 @@ def _sort(args: Sequence[Any], kwargs: Mapping[str, Any], _outputs: Any) -> tupl
     if values.numel() != max(values.shape, default=0):
         return ()
     return index_buffers.sort_bytes(values.numel(), values.element_size())
-
-
-def _products(*places: int) -> Sizes:
-    """Matrices that cuBLAS cannot read as they lie (`prepare_matrix_for_cublas`, `prepare_batch_...`)."""
-
-    def sizes(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
-        return tuple(_bytes(args[place]) for place in places if not _readable(args[place]))
-
-    return sizes
-
-
-def _readable(matrix: Tensor) -> bool:
-    rows, columns = matrix.shape[-2:]
-    down, across = matrix.stride()[-2:]
-    if (across == 1 and down >= columns) or (down == 1 and across >= rows):
-        return True
-    return matrix.is_contiguous()
 
 
 def _reduces(
@@ -333,11 +317,11 @@ TABLE: Mapping[str, Row] = {
     "native_batch_norm_backward": Row(norm_buffers.batch_norm_backward, "cuda/Normalization.cuh"),
     "cudnn_batch_norm_backward": Row(norm_buffers.cudnn_batch_norm_backward, "cudnn/BatchNorm.cpp"),
     # products of matrices
-    "mm": Row(_products(0, 1), "cuda/Blas.cpp"),
-    "addmm": Row(_products(1, 2), "cuda/Blas.cpp"),
-    "_addmm_activation": Row(_products(1, 2), "cuda/Blas.cpp"),
-    "bmm": Row(_products(0, 1), "cuda/Blas.cpp"),
-    "baddbmm": Row(_products(1, 2), "cuda/Blas.cpp"),
+    "mm": Row(copied_for_cublas(0, 1), "cuda/Blas.cpp"),
+    "addmm": Row(copied_for_cublas(1, 2), "cuda/Blas.cpp"),
+    "_addmm_activation": Row(copied_for_cublas(1, 2), "cuda/Blas.cpp"),
+    "bmm": Row(copied_for_cublas(0, 1), "cuda/Blas.cpp"),
+    "baddbmm": Row(copied_for_cublas(1, 2), "cuda/Blas.cpp"),
     # convolution
     "convolution": Row(convolutions.forward, "cudnn/ConvShared.cpp, Convolution.cpp"),
     "convolution_backward": Row(convolutions.backward, "cudnn/ConvShared.cpp, Convolution.cpp"),
