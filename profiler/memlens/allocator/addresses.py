@@ -1,8 +1,8 @@
 """Where CUDA's driver puts what it is asked for: best fit among blocks of one size depends on it.
 
 Not documented; seen in the histories of an H200 (driver 580). It takes stretches of addresses in
-whole multiples of 32 MiB, each below the ones before, and puts what is asked for at the beginning. What is
-left of a stretch serves later requests that fit, the one with the lowest address first.
+whole multiples of 32 MiB, each below the ones before, and puts what is asked for at the beginning. What
+is left of a stretch serves later requests that fit, the one with the lowest address first.
 """
 
 from __future__ import annotations
