@@ -5,6 +5,7 @@
     python tools/gpu_check.py --device cpu --quick   the same code over the CPU's allocator
     python tools/gpu_check.py --plans                instead: jobs run for real and planned (nine minutes)
     python tools/gpu_check.py --plans --device cpu   the same, each job planned twice
+    python tools/gpu_check.py --recorded tools/gpu_plans.json   real runs of then, planned now (no GPU)
     python tools/gpu_check.py --operators            instead: single operators, run and planned
 
 Needs torch, memlens' dependencies and transformers; what else is missing is said in its row. Memlens
@@ -29,7 +30,7 @@ from gpu.bench import FAIL, PASS, SKIPPED, Bench, Found, Stopped, Verdict
 from gpu.checks import SECTIONS, Check, Section
 from gpu.matrix import MATRIX
 from gpu.operators_table import hold_operators
-from gpu.plans import DEFAULT_CARD, Planner, run_plans
+from gpu.plans import DEFAULT_CARD, Planner, recorded_runs, run_plans
 from gpu.plans_table import PlansTable, summary_line
 from gpu.table import Table
 
@@ -81,6 +82,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9, help="in all; default: 9")
     parser.add_argument("--plans", action="store_true", help="hold plans against real runs")
     parser.add_argument(
+        "--recorded",
+        type=Path,
+        help="with --plans: real runs from this gpu_plans.json, on any machine",
+    )
+    parser.add_argument(
         "--operators", action="store_true", help="hold plans of operators against CUDA"
     )
     parser.add_argument(
@@ -98,6 +104,8 @@ def parse() -> argparse.Namespace:
         "--together", type=int, default=1, help="with --plans: real runs at a time, if they all fit"
     )
     options = parser.parse_args()
+    if options.recorded:
+        options.plans, options.device = True, "cpu"
     here = Path(__file__)
     if options.plans:
         # A job is a run, which waits for the GPU, and a plan, which takes one core.
@@ -127,10 +135,18 @@ def hold_plans(bench: Bench, facts: Found, options: argparse.Namespace, command:
         if (job.quick or not options.quick)
         and (not options.only or any(word.lower() in job.title for word in options.only))
     ]
-    card = card_of(bench, facts)
-    facts["at a time"] = f"{options.together} real, {options.jobs} plans"
-    table = PlansTable(options.out, command, chosen, planned_twice=not bench.is_cuda, facts=facts)
-    run_plans(Planner(bench, card, options.together), chosen, table, options.jobs)
+    recorded = None
+    if options.recorded:
+        recorded, measured_on, card = recorded_runs(options.recorded)
+        chosen = [job for job in chosen if job.title in recorded]
+        facts = {**measured_on, "planned again with": f"torch {facts['torch']}, {facts['host']}"}
+    else:
+        card = card_of(bench, facts)
+        facts["at a time"] = f"{options.together} real, {options.jobs} plans"
+    planned_twice = not (bench.is_cuda or options.recorded)
+    table = PlansTable(options.out, command, chosen, planned_twice=planned_twice, facts=facts)
+    planner = Planner(bench, card, options.together, recorded)
+    run_plans(planner, chosen, table, options.jobs)
     summary = table.summary
     print(f"{bench.elapsed_s:6.1f} s  {summary.state}: {summary_line(summary)}", flush=True)
     for failure in summary.failures:

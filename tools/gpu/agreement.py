@@ -51,6 +51,16 @@ class Figures:
             f"{rank['peak_phase']} of step {rank['peak_step']}",
         )
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Figures:
+        """What `to_json` has made of it."""
+        return cls(
+            told["peak_allocated_bytes"],
+            told["peak_reserved_bytes"],
+            told["categories_at_peak_bytes"],
+            told["peak_in"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For programs; sizes are whole bytes."""
         return {

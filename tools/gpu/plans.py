@@ -12,7 +12,7 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from gpu.bench import FAIL, MEMLENS, MISSING, SKIPPED, Bench, Found, Stopped
 from gpu.matrix import STEPS, Job
 from gpu.plans_table import PlansTable
 
-__all__ = ["DEFAULT_CARD", "Planner", "run_plans"]
+__all__ = ["DEFAULT_CARD", "Planner", "recorded_runs", "run_plans"]
 
 DEFAULT_CARD = ("--gpu", "H100 80GB")
 LIMIT_S = 240.0
@@ -51,6 +51,8 @@ class Planner:
     """The machine's card, in words of `memlens plan`."""
     together: int = 1
     """Real runs at a time. What a process allocates is its own; together they must fit the card."""
+    recorded: Mapping[str, Found] | None = None
+    """Real runs of another time, by title, as the table's JSON has them; None: run them."""
     gpu: threading.Semaphore = field(init=False)
     """Whose turn it is on the GPU."""
 
@@ -62,7 +64,7 @@ class Planner:
         missing = [name for name in job.needs if find_spec(name) is None]
         if missing:
             return Row(job, MISSING, problems=(f"{missing[0]} is not installed",))
-        if self.bench.left_s < SECONDS:
+        if self.bench.left_s < (SECONDS if self.recorded is None else SECONDS / 2):
             return Row(job, SKIPPED, problems=("no time left",))
         with ThreadPoolExecutor(2) as pool:
             both = [pool.submit(_attempt, side, job) for side in (self.real, self.planned)]
@@ -103,6 +105,11 @@ class Planner:
         Raises:
             Stopped: it came to no end.
         """
+        if self.recorded is not None:
+            told = self.recorded.get(job.title)
+            if told is None:
+                raise Stopped(SKIPPED, "it was not recorded")
+            return Side(Figures.from_json(told["real"]), told["real_s"])
         out = self.bench.place("real")
         environment: dict[str, str] = {}
         before: tuple[str, ...]
@@ -207,3 +214,14 @@ def _not_replaced(folder: Path) -> tuple[str, ...]:
     if any(each["replaced"] for each in found):
         return ()
     return ("the run kept its own optimizer",)
+
+
+def recorded_runs(path: Path) -> tuple[dict[str, Found], Found, Sequence[str]]:
+    """Real runs by title, what they were measured on, and that card in words of `memlens plan`."""
+    told = json.loads(path.read_text())
+    if told["planned_twice"]:
+        raise Stopped(FAIL, f"{path} has no real runs")
+    facts = told["facts"]
+    name, _, _ = facts["planned as"].partition(" with ")
+    jobs = {each["job"]: each for each in told["jobs"] if each.get("real")}
+    return jobs, facts, ("--gpu", name)
