@@ -68,6 +68,8 @@ def update_bytes(rank: memlens.RankCapture) -> int:
     first = int(np.searchsorted(line.time_ns, max(line.step_start_ns.values())))
     phases = [rank.place_at(int(time)).phase for time in line.time_ns[first:]]
     within = first + np.flatnonzero([phase is Phase.OPTIMIZER for phase in phases])
+    if not len(within):  # it makes and frees nothing
+        return rank.steps()[-1].end_bytes
     change = np.diff(line.categories[Category.GRADIENT])[within - 1]
     made = np.flatnonzero(change > 0).max(initial=0)
     begun = made + int(np.argmax(change[made:] < 0))
