@@ -25,6 +25,9 @@ _TILE = 128
 _SPREAD_BYTES = 10_000_000
 """Beside the spread tensors: 9.9 MB of 96 channels, 10.2 MB of 192."""
 _FEW_PIXELS = 14 * 14
+_SMALL_BYTES = 16 * 2**20
+"""Of input and result. Larger ones were measured; that small ones use no such workspace is what the
+published peaks of vision models say that are trained one image at a time (examples/published)."""
 
 
 def cudnn_layout(*tensors: Tensor) -> Any:
@@ -47,7 +50,7 @@ def forward(args: Sequence[Any], _kwargs: Mapping[str, Any], outputs: Any) -> tu
     input, weight = args[:2]
     layout = cudnn_layout(input, weight)
     copies = _in_layout(layout, input, weight)
-    if not _is_laid_out_anew(input, weight, layout, groups=args[8]):
+    if not _is_laid_out_anew(input, weight, outputs, layout, groups=args[8]):
         return copies
     return (*copies, sum(map(_padded, (input, weight, outputs))))
 
@@ -59,10 +62,11 @@ def backward(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> 
     layout = cudnn_layout(input, weight)
     read = [gradient] + [input] * bool(of_weight) + [weight] * bool(of_input)
     sizes = list(_in_layout(layout, *read))
-    if (of_input or of_weight) and _is_laid_out_anew(input, weight, layout, groups=args[9]):
+    is_laid_out = _is_laid_out_anew(input, weight, gradient, layout, groups=args[9])
+    if (of_input or of_weight) and is_laid_out:
         workspace = sum(map(_padded, (input, weight, gradient)))
         sizes.append(workspace + (_partial_gradients(weight) if of_weight else 0))
-    if of_weight and _is_spread(input, layout, groups=args[9]):
+    if of_weight and _is_spread(input, gradient, layout, groups=args[9]):
         spread = _VECTOR_BYTES // input.element_size() * (input.nbytes + gradient.nbytes)
         sizes.append(spread + _SPREAD_BYTES)
     if of_bias:
@@ -79,8 +83,12 @@ def _in_layout(layout: Any, *tensors: Tensor) -> tuple[int, ...]:
     )
 
 
-def _is_laid_out_anew(input: Tensor, weight: Tensor, layout: Any, *, groups: int) -> bool:
+def _is_laid_out_anew(
+    input: Tensor, weight: Tensor, result: Tensor, layout: Any, *, groups: int
+) -> bool:
     if layout is not torch.contiguous_format or groups != 1 or capability() < (8, 0):
+        return False
+    if input.nbytes + result.nbytes < _SMALL_BYTES:
         return False
     if input.dtype is torch.float32:
         if not torch.backends.cudnn.allow_tf32:
@@ -90,7 +98,7 @@ def _is_laid_out_anew(input: Tensor, weight: Tensor, layout: Any, *, groups: int
     return any(size != 1 for size in weight.shape[2:])  # else it is a product of matrices
 
 
-def _is_spread(input: Tensor, layout: Any, *, groups: int) -> bool:
+def _is_spread(input: Tensor, result: Tensor, layout: Any, *, groups: int) -> bool:
     """Whether each channel of a depthwise convolution is padded to 16 bytes, as seen in ConvNeXt.
 
     There images of 14 x 14 pixels and less were not, nor were those in bfloat16.
@@ -102,6 +110,7 @@ def _is_spread(input: Tensor, layout: Any, *, groups: int) -> bool:
         and torch.backends.cudnn.allow_tf32
         and capability() >= (8, 0)
         and input.shape[2:].numel() > _FEW_PIXELS
+        and input.nbytes + result.nbytes >= _SMALL_BYTES
     )
 
 
