@@ -1,7 +1,7 @@
 """What torch's allocator did on an H200, event by event, and the model of it.
 
-`recorded/` has the histories of six jobs of tools/gpu_check.py (torch 2.11, driver 580): each event without
-stack and time, and what `torch.cuda.max_memory_allocated` and `max_memory_reserved` told the job.
+`recorded/` has the histories of six jobs of tools/gpu_check.py (torch 2.11, driver 580): each event
+without stack and time, and what `torch.cuda.max_memory_allocated` and `max_memory_reserved` told the job.
 """
 
 from __future__ import annotations

@@ -267,11 +267,12 @@ def out_of_memory(bench: Bench) -> Verdict:
     if not found["bundles"]:
         return Verdict(FAIL, ("there was no bundle when the exception came", found["message"]))
     report = bench.run([*MEMLENS, "report", str(out)])
-    told = next((line for line in report.splitlines() if "out of memory" in line.lower()), None)
+    _, heading, text = report.partition("Out of memory")
     figures = (f"{found['bundles'][0]} was there when the exception came",)
-    if told is None:
+    if not heading:
         return Verdict(FAIL, ("`memlens report` says nothing of it", *figures), report)
-    return Verdict(PASS, (*figures, f"report: {told.strip()}"))
+    told = next(line.strip() for line in text.splitlines()[1:] if line.strip())
+    return Verdict(PASS, (*figures, f"report: {told}"))
 
 
 def oom_only(bench: Bench) -> Verdict:

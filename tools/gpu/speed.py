@@ -192,6 +192,8 @@ AFTERWARDS: dict[str, Way] = {PLAIN: nothing, "torch.profiler": torch_profiler}
 JOBS = {"language-model": language_model, "dispatch-bound": dispatch_bound}
 COUNTS = {"language-model": (20, 4), "dispatch-bound": (150, 30)}
 """Steps of a round: on CUDA (a second or so), elsewhere."""
+FEWEST_ROUNDS, MOST_S = 2, 50.0
+"""Rounds are begun for so long; a slow machine makes fewer of them."""
 
 
 def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
@@ -225,7 +227,10 @@ def take_turns(
     times: dict[str, list[float]] = {way: [] for way in ways}
     recorded = {way: Recorded() for way in ways}
     order = list(ways)
-    for _ in range(rounds):
+    began = time.monotonic()
+    for number in range(rounds):
+        if number >= FEWEST_ROUNDS and time.monotonic() - began > MOST_S:
+            break
         for way in order:
             gc.collect()
             with ways[way](device, recorded[way]) as catch_up:
