@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow
 import pytest
 from tests.support.growing import grow, in_batches
 from tests.support.jobs import run_memlens, run_plain, write_script
@@ -220,14 +221,23 @@ def test_a_stream_that_is_cut_within_a_batch(record: Record, tmp_path: Path) -> 
     assert any(early != late for early, late in states)
 
 
+def body_of_a_batch(stream: bytes) -> tuple[int, int]:
+    """Where the columns of the second batch lie; a length that is wrong would only look unfinished."""
+    buffer = pyarrow.BufferReader(stream)
+    messages = pyarrow.ipc.MessageReader.open_stream(buffer)
+    for _ in range(3):  # the schema is the first
+        body = messages.read_next_message().body
+    return buffer.tell() - body.size, buffer.tell()
+
+
 def test_flipped_bits_are_an_error(record: Record, tmp_path: Path) -> None:
     run = record(ORDINARY)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     stream = next(copy.glob("*/events.arrow"))
     data = bytearray(stream.read_bytes())
-    for position in range(len(data) // 4, len(data) // 2, 50):  # not all of it may be padding
-        data[position] ^= 1
+    begin, end = body_of_a_batch(bytes(data))
+    data[begin:end] = bytes(byte ^ 1 for byte in data[begin:end])
     stream.write_bytes(data)
     follower = RankFollower(stream.parent)
     with pytest.raises(memlens.MemlensError, match="damaged capture"):
