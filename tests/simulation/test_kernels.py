@@ -399,6 +399,30 @@ def test_convolutions_lay_out_anew() -> None:
     assert used(ATEN.convolution_backward.default, *backward) == (workspace + partial,)
 
 
+def test_convolutions_without_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, weight = tensor(64, 8, 128, 128, dtype=torch.float32), tensor(4, 8, 3, 3)
+    args = (images, weight.float(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+    def is_laid_out() -> bool:
+        return bool(used(ATEN.convolution.default, *args, outputs=images))
+
+    assert is_laid_out()
+    with torch.backends.cudnn.flags(enabled=False):
+        assert not is_laid_out()
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    assert not is_laid_out()
+    conv.fp32_precision = before
+    assert is_laid_out()
+    with monkeypatch.context() as older:  # the way to say so before there was that
+        older.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert not is_laid_out()
+    assert is_laid_out()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: T4)
+    assert not is_laid_out()
+
+
 def test_depthwise_convolutions_spread_channels() -> None:
     """With channels last, in float32: a channel takes four times its place, of input and gradient."""
     images = tensor(32, 96, 56, 56, dtype=torch.float32, order=(0, 2, 3, 1))

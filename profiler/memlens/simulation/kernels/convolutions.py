@@ -86,16 +86,23 @@ def _in_layout(layout: Any, *tensors: Tensor) -> tuple[int, ...]:
 def _is_laid_out_anew(
     input: Tensor, weight: Tensor, result: Tensor, layout: Any, *, groups: int
 ) -> bool:
-    if layout is not torch.contiguous_format or groups != 1 or capability() < (8, 0):
+    if layout is not torch.contiguous_format or groups != 1:
         return False
     if input.nbytes + result.nbytes < _SMALL_BYTES:
         return False
-    if input.dtype is torch.float32:
-        if not torch.backends.cudnn.allow_tf32:
-            return False
-    elif input.dtype not in (torch.float16, torch.bfloat16):
+    if not _on_tensor_cores(input.dtype):
         return False
     return any(size != 1 for size in weight.shape[2:])  # else it is a product of matrices
+
+
+def _on_tensor_cores(dtype: torch.dtype) -> bool:
+    if not torch.backends.cudnn.enabled or capability() < (8, 0):
+        return False
+    if dtype is torch.float32:
+        # `allow_tf32` speaks of recurrent networks as well, and raises where the two differ.
+        conv: Any = getattr(torch.backends.cudnn, "conv", None)
+        return conv is None or conv.fp32_precision == "tf32"
+    return dtype in (torch.float16, torch.bfloat16)
 
 
 def _is_spread(input: Tensor, result: Tensor, layout: Any, *, groups: int) -> bool:
@@ -107,8 +114,7 @@ def _is_spread(input: Tensor, result: Tensor, layout: Any, *, groups: int) -> bo
         layout is torch.channels_last
         and groups == input.size(1) > 1
         and input.dtype is torch.float32
-        and torch.backends.cudnn.allow_tf32
-        and capability() >= (8, 0)
+        and _on_tensor_cores(input.dtype)
         and input.shape[2:].numel() > _FEW_PIXELS
         and input.nbytes + result.nbytes >= _SMALL_BYTES
     )
