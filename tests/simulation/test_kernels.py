@@ -17,6 +17,7 @@ from memlens.simulation.kernels.choice import choose_backend
 from memlens.simulation.kernels.index_buffers import sort_pairs_bytes
 from memlens.simulation.kernels.reductions import reduction_bytes
 from memlens.simulation.kernels.temporaries import LIMITS, TABLE, temporaries
+from memlens.simulation.memory import GIVEN_BACK
 
 ATEN = torch.ops.aten
 A100, RTX_3090, T4, H100 = (8, 0), (8, 6), (7, 5), (9, 0)
@@ -385,26 +386,39 @@ def test_convolutions_copy_what_lies_otherwise() -> None:
 
 def test_convolutions_lay_out_anew() -> None:
     """All three tensors in cuDNN's own layout, with eight channels where there are four."""
-    images, weight, result = tensor(64, 8, 128, 128), tensor(4, 8, 3, 3), tensor(64, 4, 128, 128)
+    images, weight, result = tensor(64, 8, 128, 128), tensor(68, 8, 3, 3), tensor(64, 68, 128, 128)
     of, rest = ATEN.convolution.default, (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    workspace = 2 * (images.numel() + weight.numel() + 2 * result.numel())
+    result_bytes = 2 * result.numel() // 68 * 72
+    workspace = images.nbytes + weight.nbytes + result_bytes
     assert used(of, images, weight, *rest, outputs=result) == (workspace,)
+    assert used(of, images[:1], weight, *rest, outputs=result[:1]) == ()  # too little to do
     assert used(of, images.double(), weight.double(), *rest, outputs=result) == ()
-    assert used(of, images, tensor(4, 8, 1, 1), *rest, outputs=result) == ()  # a product
+    pointwise = tensor(680, 8, 1, 1)
+    assert used(of, images, pointwise, *rest, outputs=result) == ()  # a product
     last = images.to(memory_format=torch.channels_last)
-    assert used(of, last, weight, *rest, outputs=result) == (weight.numel() * 2,)
+    assert used(of, last, weight, *rest, outputs=result) == (weight.nbytes,)
+    # In float32, kernels of 3 x 3 write the result as it is to lie.
+    full = images.float(), weight.float()
+    expected = (sum(each.nbytes for each in full),)
+    assert used(of, *full, *rest, outputs=result.float()) == expected
     # The gradient of the weight is summed in float32, in 132 parts.
-    backward = (result, images, weight, None, *rest[1:], [False, True, False])
-    partial = 132 * 4 * weight.numel()
-    assert used(ATEN.convolution_backward.default, *backward) == (workspace + partial,)
+    back = ATEN.convolution_backward.default
+    args = (result, images, weight, None, *rest[1:])
+    of_weight = workspace + 132 * 4 * weight.numel()
+    assert used(back, *args, [False, True, False]) == (of_weight,)
+    assert used(back, *args, [True, True, False]) == (workspace, GIVEN_BACK, of_weight)
 
 
 def test_convolutions_without_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, weight = tensor(64, 8, 128, 128, dtype=torch.float32), tensor(4, 8, 3, 3)
-    args = (images, weight.float(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    images, weight = (
+        tensor(64, 8, 128, 128, dtype=torch.float32),
+        tensor(64, 8, 3, 3, dtype=torch.float32),
+    )
+    args = (images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    result = tensor(64, 64, 128, 128, dtype=torch.float32)
 
     def is_laid_out() -> bool:
-        return bool(used(ATEN.convolution.default, *args, outputs=images))
+        return bool(used(ATEN.convolution.default, *args, outputs=result))
 
     assert is_laid_out()
     with torch.backends.cudnn.flags(enabled=False):

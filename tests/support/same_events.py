@@ -38,7 +38,7 @@ CPU_KERNELS = """
 """
 """Begins the simulated one: kernels have buffers of their own, and CUDA's others than the CPU's."""
 
-NO_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":0:0"}
+NO_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":0:0", "TORCH_CUBLASLT_UNIFIED_WORKSPACE": "1"}
 
 _HOST_BYTES = 8
 """A number that a tensor is multiplied with is a tensor for the dispatcher, and on the host; so are an

@@ -17,7 +17,10 @@ from memlens.allocator.settings import AllocatorSettings
 from memlens.sources.base import Block
 from memlens.sources.cuda_trace import blocks_of
 
-__all__ = ["DeviceMemory"]
+__all__ = ["GIVEN_BACK", "DeviceMemory"]
+
+GIVEN_BACK = -1
+"""Between sizes of temporaries: those before are given back first."""
 
 
 class DeviceMemory:
@@ -114,9 +117,15 @@ class DeviceMemory:
             self.allocator.free(self._late.popleft())
 
     def pass_through(self, sizes: Sequence[int]) -> None:
-        """A kernel's temporaries: all alive together, and gone when it returns."""
-        for address in [self.malloc(size) for size in sizes]:
-            self.free(address)
+        """A kernel's temporaries: alive together, and gone when it returns or at `GIVEN_BACK`."""
+        alive: list[int] = []
+        for size in (*sizes, GIVEN_BACK):
+            if size != GIVEN_BACK:
+                alive.append(self.malloc(size))
+                continue
+            for address in alive:
+                self.free(address)
+            alive.clear()
 
     def workspace(self, size_bytes: int, *, in_backward: bool, is_lt: bool = False) -> None:
         """A workspace of cuBLAS, or of cuBLASLt: one per handle and stream, made when needed, and kept.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memlens.simulation.kernels.card import capability, multiprocessors
 from memlens.simulation.kernels.reductions import reduction_bytes
+from memlens.simulation.memory import GIVEN_BACK
 
 __all__ = ["LIMIT", "backward", "cudnn_layout", "forward"]
 
@@ -26,8 +27,10 @@ _SPREAD_BYTES = 10_000_000
 """Beside the spread tensors: 9.9 MB of 96 channels, 10.2 MB of 192."""
 _FEW_PIXELS = 14 * 14
 _SMALL_BYTES = 16 * 2**20
-"""Of input and result. Larger ones were measured; that small ones use no such workspace is what the
-published peaks of vision models say that are trained one image at a time (examples/published)."""
+"""Of input and result of a depthwise convolution; larger ones were measured."""
+_FEW_OPERATIONS = 1_500_000_000
+"""0.9e9 and fewer took no such workspace, 2.8e9 and more did. The published peaks of vision models that
+are trained one image at a time say the same (examples/published)."""
 
 
 def cudnn_layout(*tensors: Tensor) -> Any:
@@ -50,22 +53,26 @@ def forward(args: Sequence[Any], _kwargs: Mapping[str, Any], outputs: Any) -> tu
     input, weight = args[:2]
     layout = cudnn_layout(input, weight)
     copies = _in_layout(layout, input, weight)
-    if not _is_laid_out_anew(input, weight, outputs, layout, groups=args[8]):
+    if not _is_laid_out_anew(input, weight, outputs, layout, *args[6:9:2]):
         return copies
-    return (*copies, sum(map(_padded, (input, weight, outputs))))
+    read = [input, weight, outputs]
+    if input.dtype is torch.float32 and weight.shape[2:] == (3, 3) and not args[6]:
+        read.pop()  # these kernels write the result as it is to lie
+    return (*copies, sum(map(_padded, read)))
 
 
 def backward(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> tuple[int, ...]:
-    """The same; the workspaces of both gradients follow each other, and are one here."""
+    """The same; the workspaces of both gradients follow each other."""
     gradient, input, weight = args[:3]
     of_input, of_weight, of_bias = args[10]
     layout = cudnn_layout(input, weight)
     read = [gradient] + [input] * bool(of_weight) + [weight] * bool(of_input)
     sizes = list(_in_layout(layout, *read))
-    is_laid_out = _is_laid_out_anew(input, weight, gradient, layout, groups=args[9])
-    if (of_input or of_weight) and is_laid_out:
+    is_laid_out = _is_laid_out_anew(input, weight, gradient, layout, *args[7:10:2])
+    if is_laid_out:
         workspace = sum(map(_padded, (input, weight, gradient)))
-        sizes.append(workspace + (_partial_gradients(weight) if of_weight else 0))
+        sizes += [workspace, GIVEN_BACK] * of_input
+        sizes += [workspace + _partial_gradients(weight)] * of_weight
     if of_weight and _is_spread(input, gradient, layout, groups=args[9]):
         spread = _VECTOR_BYTES // input.element_size() * (input.nbytes + gradient.nbytes)
         sizes.append(spread + _SPREAD_BYTES)
@@ -84,11 +91,11 @@ def _in_layout(layout: Any, *tensors: Tensor) -> tuple[int, ...]:
 
 
 def _is_laid_out_anew(
-    input: Tensor, weight: Tensor, result: Tensor, layout: Any, *, groups: int
+    input: Tensor, weight: Tensor, result: Tensor, layout: Any, transposed: bool, groups: int
 ) -> bool:
     if layout is not torch.contiguous_format or groups != 1:
         return False
-    if input.nbytes + result.nbytes < _SMALL_BYTES:
+    if not transposed and 2 * result.numel() * weight[0].numel() < _FEW_OPERATIONS:
         return False
     if not _on_tensor_cores(input.dtype):
         return False

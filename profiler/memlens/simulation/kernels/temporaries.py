@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def temporaries(
     func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any
 ) -> tuple[int, ...]:
-    """Bytes of each temporary of one call, all alive together; `()` for most operators.
+    """Bytes of each temporary of one call, alive together up to `GIVEN_BACK`; `()` for most operators.
 
     Args:
         func: the operator.
