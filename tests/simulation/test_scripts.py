@@ -91,7 +91,14 @@ EXPECTED: dict[str, Any] = {
     "dropout": "NativeDropoutBackward0",
     "attention": [2, 10, 64],
 }
-UNKNOWN = ("shape from a count", "unknown index", "unknown unique", "numpy of much")
+UNKNOWN = (
+    "shape from a count",
+    "unknown index",
+    "unknown unique",
+    "numpy of much",
+    "graph",
+    "graphed",
+)
 """Asking for these ends in an error that names the operation, the line and the way out."""
 
 

@@ -104,6 +104,9 @@ def values() -> None:
     say("host values", lambda: torch.arange(3).numpy().tolist())
     say("numpy of the device", lambda: unknown.numpy())
     say("numpy of much", lambda: torch.ones(1000, 1000).numpy())
+    say("graph", torch.cuda.CUDAGraph)
+    sample = (torch.randn(4, 8, device="cuda"),)
+    say("graphed", lambda: torch.cuda.make_graphed_callables(torch.nn.Linear(8, 8).cuda(), sample))
 
 
 def modules() -> None:

@@ -84,7 +84,7 @@ def begin_simulation(card: Card, world_size: int = 1) -> Simulated:
         default_workspace_bytes(os.environ, capability),
         lt_workspace_bytes(os.environ),
     )
-    install_cuda(memory, card)
+    install_cuda(memory, card, notes)
     install_host(simulation)
     install_distributed(world_size)
     disguise_tensors(simulation)

@@ -15,6 +15,7 @@ import torch
 
 from memlens.simulation.disguise.tensors import CUDA
 from memlens.simulation.memory import DeviceMemory
+from memlens.simulation.problems import Notes, refuse
 
 __all__ = ["Card", "Event", "Stream", "install_cuda"]
 
@@ -117,12 +118,13 @@ class _Streams:
             self.set(before)
 
 
-def install_cuda(memory: DeviceMemory, card: Card) -> None:
+def install_cuda(memory: DeviceMemory, card: Card, notes: Notes) -> None:
     """Have `torch.cuda` answer as if there were one device.
 
     Args:
         memory: of the device.
         card: what the device is.
+        notes: gets what cannot be done.
     """
     streams = _Streams(memory)
     state = torch.Generator().get_state()
@@ -167,9 +169,10 @@ def install_cuda(memory: DeviceMemory, card: Card) -> None:
         "set_stream": streams.set,
         "current_stream": lambda device=None: streams.current,
         "default_stream": lambda device=None: streams.default,
+        "CUDAGraph": _graphs_that_refuse(notes),
         **_memory_answers(memory),
     }
-    for owner in (cuda, cuda.memory, cuda.random, cuda.streams):
+    for owner in (cuda, cuda.memory, cuda.random, cuda.streams, cuda.graphs):
         for name, answer in answers.items():
             if hasattr(owner, name):
                 setattr(owner, name, answer)
@@ -181,6 +184,21 @@ def install_cuda(memory: DeviceMemory, card: Card) -> None:
         "_cuda_getCurrentRawStream": lambda device: memory.stream,
     }.items():
         setattr(torch._C, name, answer)
+
+
+def _graphs_that_refuse(notes: Notes) -> type:
+    class CUDAGraph:
+        """What is captured has memory of its own, in a pool that no history tells of."""
+
+        def __new__(cls, *args: object, **kwargs: object) -> CUDAGraph:
+            raise refuse(
+                notes,
+                "a CUDA graph",
+                "the memory of graphs cannot be simulated",
+                "plan the job without graphs, or measure it with memlens run",
+            )
+
+    return CUDAGraph
 
 
 def _memory_answers(memory: DeviceMemory) -> dict[str, Any]:
