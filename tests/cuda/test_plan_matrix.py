@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+
+import memlens
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 GB = 10**9
@@ -101,6 +105,50 @@ def test_recorded_runs_are_what_is_planned(tmp_path: Path) -> None:
         assert abs(errors[title]["reserved"]) <= reserved, title
     assert "NVIDIA H200" in text
     assert "planned again with" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("title", "name", "settings"),
+    [
+        ("autocast to bfloat16", "autocast-bf16", ""),
+        ("language model, expandable_segments:True", "language-model", "expandable_segments:True"),
+        ("FSDP2, bfloat16", "fsdp2", ""),
+        ("DeepSpeed, ZeRO 2, bfloat16", "zero-2", ""),
+    ],
+)
+def test_recorded_trainings_are_what_is_planned(
+    tmp_path: Path, title: str, name: str, settings: str
+) -> None:
+    """Those of tools/gpu_check.md, to which no rule of the simulation was fitted.
+
+    The limits are for other versions of libraries; with those of then, reserved is the same.
+    """
+    (row,) = [
+        line
+        for line in (TOOLS / "gpu_check.md").read_text().splitlines()
+        if line.startswith(f"| {title} | pass |")
+    ]
+    steps, peak, reserved = (
+        int(number.replace(",", ""))
+        for number in re.search(  # type: ignore[union-attr]
+            r"(\d+) steps, .* peak ([\d,]+) B, reserved ([\d,]+) B", row
+        ).groups()
+    )
+    result, out = tmp_path / "result", tmp_path / "plan"
+    job = [str(TOOLS / "gpu_job.py"), "train", name, "--plain", "--steps", str(steps)]
+    plan = [sys.executable, "-m", "memlens", "plan", "--gpu", "H200", "--out", str(out)]
+    environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": settings}
+    subprocess.run(
+        [*plan, *job, "--result", str(result)],
+        env=environment,
+        capture_output=True,
+        timeout=400,
+        check=True,
+    )
+    (rank,) = memlens.load(out / "run").ranks
+    assert rank.peak().allocated_bytes == pytest.approx(peak, rel=0.001)
+    assert rank.reserved_peak_bytes == pytest.approx(reserved, rel=0.005)
 
 
 def test_where_time_is_over_nothing_is_proved(tmp_path: Path) -> None:
