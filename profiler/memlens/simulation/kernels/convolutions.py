@@ -19,7 +19,10 @@ from memlens.simulation.memory import GIVEN_BACK
 
 __all__ = ["LIMIT", "backward", "cudnn_layout", "forward"]
 
-LIMIT = "cuDNN's workspaces of convolutions are an estimate, after what an H200 took"
+LIMIT = (
+    "cuDNN's workspaces of convolutions are an estimate, after what an H200 took; "
+    "with cudnn.benchmark they may be several times as large"
+)
 _VECTOR_BYTES = 16
 _TILE = 128
 """Rows and columns of a product that one multiprocessor works on: about what the figures suggest."""
