@@ -25,14 +25,19 @@ from memlens.events import Action
 FILES = sorted((Path(__file__).parent / "recorded").glob("*.parquet"))
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
-def recorded(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]]:
-    table = parquet.read_table(request.param)
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns as `replay` takes them, and what was told."""
+    table = parquet.read_table(path)
     told = json.loads((table.schema.metadata or {})[b"recorded"])
     columns = {name: table[name].to_numpy() for name in table.column_names}
     code = codes(Action)
     columns["action"] = np.array([code[name] for name in table["action"].to_pylist()], np.int8)
     return columns, told
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def recorded(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    return read(request.param)
 
 
 def test_all_are_there() -> None:
@@ -46,6 +51,19 @@ def test_the_model_does_what_the_allocator_did(recorded: Any) -> None:
     assert replayed.first_difference is None
     assert replayed.totals.reserved_peak_bytes == told["reserved_peak_bytes"]
     assert replayed.totals.allocated_peak_bytes == told["peak_bytes"]
+
+
+SETTINGS = ("language-model", "expandable-segments", "roundup-power2", "max-split-size")
+
+
+@pytest.mark.parametrize("other", SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings_do_what_they_did(name: str, other: str) -> None:
+    """One job under four settings: from the history of any, the model tells the peak of any other."""
+    (columns, told), (_, wanted) = (read(FILES[0].with_stem(each)) for each in (name, other))
+    recorded, changed = (AllocatorSettings.from_text(each["settings"]) for each in (told, wanted))
+    replayed = replay(columns, recorded, changed)
+    assert replayed.totals.reserved_peak_bytes == wanted["reserved_peak_bytes"]
 
 
 def test_sizes_of_blocks_follow_from_requests(recorded: Any) -> None:

@@ -24,7 +24,7 @@ class DriverAddresses:
     """
 
     def __init__(self, top: int = TOP) -> None:
-        self._lowest = top
+        self._lowest = top // STRETCH_BYTES * STRETCH_BYTES
         self._left: list[tuple[int, int]] = []
         """Address and bytes of what is left of each stretch, in order."""
 

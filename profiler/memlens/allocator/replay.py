@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memlens.allocator import pools
+from memlens.allocator.addresses import DriverAddresses
 from memlens.allocator.caching import CachingAllocator, OutOfDeviceMemory
 from memlens.allocator.follow import Block, Followed, follow
 from memlens.allocator.settings import AllocatorSettings
@@ -142,6 +143,12 @@ def replay(
     )
 
 
+def _below(addresses: list[int]) -> DriverAddresses | None:
+    """Where the driver would put more; None: no driver has given addresses as low as these."""
+    top = min(addresses, default=0)
+    return DriverAddresses(top) if top > FAR // 4 else None
+
+
 def _running_allocated(names: list[str], block_bytes: Array) -> Array:
     sign = {"alloc": 1, "census": 1, "free": -1, "free_requested": -1, "census_free": -1}
     return np.cumsum(np.array([sign.get(name, 0) for name in names], np.int64) * block_bytes)
@@ -180,7 +187,7 @@ class _Run:
             self.capacity_bytes,
             max_entries=None if mirrors else 0,
             first_address=-(-max(addresses, default=0) // FAR) * FAR or FAR,
-            place=self._place if mirrors else None,
+            place=self._place if mirrors else _below(addresses),
         )
         state = known.state_after(head - 1)
         told = {
