@@ -326,7 +326,7 @@ def operators(options: argparse.Namespace) -> Results:
     from gpu.operators import run_cases
 
     with session_of(options):
-        return {"refused": run_cases(options.device, shlex.split(options.words))}
+        return {"refused": run_cases(options.device)}
 
 
 def card(options: argparse.Namespace) -> Results:

@@ -81,8 +81,10 @@ def hold_operators(
     """Run and plan all cases, and write what came of them.
 
     Raises:
-        Stopped: a case could not be run, or planned.
+        Stopped: there is no GPU, or a case could not be run, or planned.
     """
+    if not bench.is_cuda:
+        raise Stopped(FAIL, "operators are held against CUDA's")
     runs = []
     ways = {"run": ("run", "--device", bench.device), "plan": ("plan", *card)}
     for name, words in ways.items():

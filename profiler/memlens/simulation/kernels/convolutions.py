@@ -56,10 +56,11 @@ def forward(args: Sequence[Any], _kwargs: Mapping[str, Any], outputs: Any) -> tu
     input, weight = args[:2]
     layout = cudnn_layout(input, weight)
     copies = _in_layout(layout, input, weight)
-    if not _is_laid_out_anew(input, weight, outputs, layout, *args[6:9:2]):
+    transposed, groups = args[6], args[8]
+    if not _is_laid_out_anew(input, weight, outputs, layout, transposed, groups):
         return copies
     read = [input, weight, outputs]
-    if input.dtype is torch.float32 and weight.shape[2:] == (3, 3) and not args[6]:
+    if input.dtype is torch.float32 and weight.shape[2:] == (3, 3) and not transposed:
         read.pop()  # these kernels write the result as it is to lie
     return (*copies, sum(map(_padded, read)))
 
@@ -71,12 +72,12 @@ def backward(args: Sequence[Any], _kwargs: Mapping[str, Any], _outputs: Any) -> 
     layout = cudnn_layout(input, weight)
     read = [gradient] + [input] * bool(of_weight) + [weight] * bool(of_input)
     sizes = list(_in_layout(layout, *read))
-    is_laid_out = _is_laid_out_anew(input, weight, gradient, layout, *args[7:10:2])
-    if is_laid_out:
+    transposed, groups = args[7], args[9]
+    if _is_laid_out_anew(input, weight, gradient, layout, transposed, groups):
         workspace = sum(map(_padded, (input, weight, gradient)))
         sizes += [workspace, GIVEN_BACK] * of_input
         sizes += [workspace + _partial_gradients(weight)] * of_weight
-    if of_weight and _is_spread(input, gradient, layout, groups=args[9]):
+    if of_weight and _is_spread(input, gradient, layout, groups):
         spread = _VECTOR_BYTES // input.element_size() * (input.nbytes + gradient.nbytes)
         sizes.append(spread + _SPREAD_BYTES)
     if of_bias:
@@ -115,7 +116,7 @@ def _on_tensor_cores(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
-def _is_spread(input: Tensor, result: Tensor, layout: Any, *, groups: int) -> bool:
+def _is_spread(input: Tensor, result: Tensor, layout: Any, groups: int) -> bool:
     """Whether each channel of a depthwise convolution is padded to 16 bytes, as seen in ConvNeXt.
 
     There images of 14 x 14 pixels and less were not, nor were those in bfloat16.
